@@ -1,0 +1,67 @@
+"""Canonical msgpack: one value has one encoding, and every other encoding is refused.
+
+Everything that is signed, hashed, sealed or sent goes through here. Only nil, bool, int, str, bytes, list and
+dict with str keys exist; no floats, no extensions. Decoding checks size first, then msgpack's own limits, then
+that encoding the result again gives the very same bytes: that alone rules out duplicate keys, unsorted keys,
+over-long integers and trailing bytes (FACTS: msgpack accepts duplicate keys).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgpack
+
+ITEMS_MAX: Final = 65_536  # elements of one list or map; the largest real ones are an entry's slot writes
+DEPTH_MAX: Final = 16  # nesting; the deepest real value (entry body > slot > content > manifest) uses 7
+
+
+def pack(value: object) -> bytes:
+    """Encode canonically. Raises TypeError on a type that is not in the list above."""
+    packed: bytes = msgpack.packb(_sorted(value, DEPTH_MAX), use_bin_type=True)
+    return packed
+
+
+def unpack(data: bytes, *, size_max: int) -> Any:  # noqa: ANN401 - callers check the shape next
+    """Decode strictly.
+
+    Args:
+        data: One canonical value and nothing after it.
+        size_max: Bytes; checked before anything is decoded.
+    Raises:
+        ValueError: too large, malformed, not canonical, or nested too deeply.
+    """
+    if len(data) > size_max:
+        raise ValueError(f"{len(data)} bytes, at most {size_max} are allowed")
+    try:
+        value = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=size_max,
+            max_bin_len=size_max,
+            max_array_len=min(ITEMS_MAX, size_max),
+            max_map_len=min(ITEMS_MAX, size_max),
+            max_ext_len=0,
+        )
+        canonical = pack(value)
+    except (msgpack.exceptions.UnpackException, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"not valid msgpack: {error or type(error).__name__}") from None
+    if canonical != data:
+        raise ValueError("not canonical msgpack")
+    return value
+
+
+def _sorted(value: object, depth: int) -> object:
+    """The value with every map's keys sorted; raises on foreign types and on deep nesting."""
+    if isinstance(value, bool | int | str | bytes) or value is None:
+        return value
+    if depth == 0:
+        raise ValueError(f"nested more than {DEPTH_MAX} deep")
+    if isinstance(value, list | tuple):
+        return [_sorted(element, depth - 1) for element in value]
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("map keys are text")
+        return {key: _sorted(value[key], depth - 1) for key in sorted(value)}
+    raise TypeError(f"{type(value).__name__} has no place in a message")

@@ -92,7 +92,12 @@ class VersionVector(Mapping[DeviceId, int]):
         counters: dict[DeviceId, int] = {}
         previous = b""
         for pair in wire:
-            if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], bytes) or type(pair[1]) is not int:
+            if (
+                not isinstance(pair, list)
+                or len(pair) != 2
+                or not isinstance(pair[0], bytes)
+                or type(pair[1]) is not int
+            ):
                 raise ValueError("a version vector holds [device, counter] pairs")
             device = DeviceId(pair[0])
             if device <= previous or not pair[1]:

@@ -1,9 +1,10 @@
 """Canonical msgpack: one value has one encoding, and every other encoding is refused.
 
-Everything that is signed, hashed, sealed or sent goes through here. Only nil, bool, int, str, bytes, list and
-dict with str keys exist; no floats, no extensions. Decoding checks size first, then msgpack's own limits, then
-that encoding the result again gives the very same bytes: that alone rules out duplicate keys, unsorted keys,
-over-long integers and trailing bytes (FACTS: msgpack accepts duplicate keys).
+Everything that is signed, hashed, sealed or sent goes through here. Only nil, bool, int, str,
+bytes, list and dict with str keys exist; no floats, no extensions. Decoding checks size first,
+then msgpack's own limits, then that encoding the result again gives the very same bytes: that
+alone rules out duplicate keys, unsorted keys, over-long integers and trailing bytes (FACTS:
+msgpack accepts duplicate keys).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any, Final
 
 import msgpack
 
-ITEMS_MAX: Final = 65_536  # elements of one list or map; the largest real ones are an entry's slot writes
-DEPTH_MAX: Final = 16  # nesting; the deepest real value (entry body > slot > content > manifest) uses 7
+ITEMS_MAX: Final = 65_536  # elements of one list or map; real ones stay in the low thousands
+DEPTH_MAX: Final = 16  # nesting; the deepest real value, an entry's slot writes, uses 7
 
 
 def pack(value: object) -> bytes:
@@ -22,7 +23,7 @@ def pack(value: object) -> bytes:
     return packed
 
 
-def unpack(data: bytes, *, size_max: int) -> Any:  # noqa: ANN401 - callers check the shape next
+def unpack(data: bytes, *, size_max: int) -> Any:
     """Decode strictly.
 
     Args:
@@ -45,7 +46,13 @@ def unpack(data: bytes, *, size_max: int) -> Any:  # noqa: ANN401 - callers chec
             max_ext_len=0,
         )
         canonical = pack(value)
-    except (msgpack.exceptions.UnpackException, ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (
+        msgpack.exceptions.UnpackException,
+        ValueError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"not valid msgpack: {error or type(error).__name__}") from None
     if canonical != data:
         raise ValueError("not canonical msgpack")

@@ -1,5 +1,5 @@
-"""Identifiers. Each is its own subclass of `bytes`, so it hashes and sorts at C speed, binds to SQLite as it
-is, and is never confused with loose bytes by the type checker.
+"""Identifiers. Each is its own subclass of `bytes`, so it hashes and sorts at C speed, binds to
+SQLite as it is, and is never confused with loose bytes by the type checker.
 
 `DeviceId` doubles as the Ed25519 public key that it names.
 """
@@ -47,7 +47,9 @@ class DeviceId(_Id):
 
     @property
     def text(self) -> str:
-        """Base32 in four groups of 13 characters, each followed by its Luhn mod 32 check character."""
+        """Base32 in four groups of 13 characters, each followed by its Luhn mod 32 check
+        character.
+        """
         plain = base64.b32encode(self).decode().rstrip("=")
         groups = [plain[i : i + _GROUP] for i in range(0, len(plain), _GROUP)]
         return "-".join(group + _check_character(group) for group in groups)
@@ -67,7 +69,9 @@ class DeviceId(_Id):
         compact = text.upper().replace("-", "").replace(" ", "")
         step = _GROUP + 1
         if len(compact) != 4 * step or any(c not in _ALPHABET for c in compact):
-            raise ValueError("a device id has 56 letters and digits (A-Z, 2-7), in four groups of 14")
+            raise ValueError(
+                "a device id has 56 letters and digits (A-Z, 2-7), in four groups of 14"
+            )
         plain = ""
         for i in range(0, len(compact), step):
             group, check = compact[i : i + _GROUP], compact[i + _GROUP]

@@ -1,8 +1,8 @@
 """Slots: one device's word on one item. The tree's whole state is a map `(item, device) -> Slot`.
 
-Merging two states keeps, key by key, the slot with the greater counter; only `device` ever writes its slots, and
-its counters only grow, so that is commutative, associative and idempotent. The counter of a slot is the `seq` of
-the entry that wrote it. Everything else follows in `crdt.tree`.
+Merging two states keeps, key by key, the slot with the greater counter; only `device` ever writes
+its slots, and its counters only grow, so that is commutative, associative and idempotent. The
+counter of a slot is the `seq` of the entry that wrote it. Everything else follows in `crdt.tree`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Final
 
 import blake3
@@ -22,7 +23,7 @@ PLACEMENTS_MAX: Final = 4  # enough to fall back through three cycles; then `Rec
 NAME_SIZE_MAX: Final = 255  # bytes of UTF-8; what Linux file systems hold
 TARGET_SIZE_MAX: Final = 4095  # bytes; PATH_MAX less its NUL
 INLINE_SIZE_MAX: Final = 4096  # bytes; smaller files travel in their entry (DESIGN section 7)
-MANIFEST_TOP_MAX: Final = 16  # block references carried in the slot itself; longer lists become blocks
+MANIFEST_TOP_MAX: Final = 16  # block references in the slot itself; longer lists become blocks
 MANIFEST_DEPTH_MAX: Final = 5  # 16 * 64**5 blocks: beyond any file
 FILE_SIZE_MAX: Final = 2**53
 MTIME_NS_MAX: Final = 2**63 - 1
@@ -38,7 +39,9 @@ class Kind(enum.IntEnum):
 
 
 class Profile(enum.IntEnum):
-    """How a file is cut into blocks; chosen once and kept for the file's life (DESIGN section 7)."""
+    """How a file is cut into blocks; chosen once and kept for the file's life (DESIGN section
+    7).
+    """
 
     SMALL = 1  # FastCDC 16/64/256 KiB: files below 4 GiB
     LARGE = 2  # FastCDC 256 KiB/1 MiB/4 MiB
@@ -46,7 +49,9 @@ class Profile(enum.IntEnum):
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError unless `name` may stand in the tree: one path component, valid UTF-8, not ours."""
+    """Raise ValueError unless `name` may stand in the tree: one path component, valid UTF-8, not
+    ours.
+    """
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
@@ -90,7 +95,9 @@ class BlockRef:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The top of a file's block list. At depth 0 `blocks` are the data; deeper, they are manifest nodes."""
+    """The top of a file's block list. At depth 0 `blocks` are the data; deeper, they are manifest
+    nodes.
+    """
 
     profile: Profile
     depth: int
@@ -99,17 +106,20 @@ class Manifest:
     def __post_init__(self) -> None:
         _check_range("manifest depth", self.depth, 0, MANIFEST_DEPTH_MAX)
         if not 1 <= len(self.blocks) <= MANIFEST_TOP_MAX:
-            raise ValueError(f"a manifest's top has 1 to {MANIFEST_TOP_MAX} blocks, got {len(self.blocks)}")
+            raise ValueError(
+                f"a manifest's top has 1 to {MANIFEST_TOP_MAX} blocks, got {len(self.blocks)}"
+            )
 
 
 @dataclass(frozen=True)
 class Content:
     """One content version of an item.
 
-    `version` says which writes it has seen (itself included); `device` and `lamport` say who wrote it and when in
-    logical time; `origin` is the write that made these very bytes: for a change of metadata alone (mtime, executable)
-    it is the origin of what stood before, so that a `touch` never competes with an edit (see `crdt.tree`).
-    Exactly one of `inline`, `manifest` is set for a file; `target` for a symlink; none for a directory.
+    `version` says which writes it has seen (itself included); `device` and `lamport` say who wrote
+    it and when in logical time; `origin` is the write that made these very bytes: for a change of
+    metadata alone (mtime, executable) it is the origin of what stood before, so that a `touch`
+    never competes with an edit (see `crdt.tree`). Exactly one of `inline`, `manifest` is set for a
+    file; `target` for a symlink; none for a directory.
     """
 
     version: VersionVector
@@ -143,10 +153,12 @@ class Content:
         if self.inline is not None and not len(self.inline) == self.size <= INLINE_SIZE_MAX:
             raise ValueError("inline content must have the stated size, at most 4096 bytes")
         if self.manifest is not None and self.manifest.depth == 0:
-            if sum(ref.length for ref in self.manifest.blocks) != self.size:
-                raise ValueError("block lengths must add up to the file's size")
+            total = sum(ref.length for ref in self.manifest.blocks)
+            if total != self.size:
+                raise ValueError(f"block lengths add up to {total}, the size says {self.size}")
         if self.target is not None and (
-            "\0" in self.target or not 0 < len(self.target.encode(errors="replace")) <= TARGET_SIZE_MAX
+            "\0" in self.target
+            or not 0 < len(self.target.encode(errors="replace")) <= TARGET_SIZE_MAX
         ):
             raise ValueError(f"a symlink target has 1 to {TARGET_SIZE_MAX} bytes and no NUL")
         if self.kind is not Kind.FILE and (self.size or self.mtime_ns or self.executable):
@@ -154,7 +166,9 @@ class Content:
 
     @cached_property
     def digest(self) -> bytes:
-        """32 bytes that are equal for equal bytes of the same kind; metadata and authorship do not count."""
+        """32 bytes that are equal for equal bytes of the same kind; metadata and authorship do not
+        count.
+        """
         return blake3.blake3(pack([int(self.kind), self.size, self._body()])).digest()
 
     def same_bytes(self, other: Content) -> bool:
@@ -187,7 +201,14 @@ class Content:
     def from_wire(cls, wire: object) -> Content:
         """Strictly parse `to_wire`'s list; raises ValueError on anything else."""
         match wire:
-            case [version, bytes(device), int(lamport), int(kind), [bytes(origin), int(origin_counter)], *rest]:
+            case [
+                version,
+                bytes(device),
+                int(lamport),
+                int(kind),
+                [bytes(origin), int(origin_counter)],
+                *rest,
+            ]:
                 pass
             case _:
                 raise ValueError("malformed content")
@@ -222,6 +243,8 @@ def _parse_body(kind: Kind, body: object) -> tuple[bytes | None, Manifest | None
             return None, None, None
         case Kind.SYMLINK, str(target):
             return None, None, target
+        case _:
+            pass
     raise ValueError(f"a {kind.name.lower()} cannot hold that kind of content")
 
 
@@ -241,8 +264,9 @@ def parse_refs(wire: list[object]) -> tuple[BlockRef, ...]:
 class Slot:
     """One device's word on one item.
 
-    `placements` newest first, at most 4; `content` None when this device never wrote any; `deleted` maps each device
-    to the counter of its slot of this item that the deleter had seen, its own slot's counter included.
+    `placements` newest first, at most 4; `content` None when this device never wrote any;
+    `deleted` maps each device to the counter of its slot of this item that the deleter had seen,
+    its own slot's counter included.
     """
 
     counter: int
@@ -255,7 +279,7 @@ class Slot:
         if len(self.placements) > PLACEMENTS_MAX:
             raise ValueError(f"a slot keeps at most {PLACEMENTS_MAX} placements")
         lamports = [placement.lamport for placement in self.placements]
-        if any(newer <= older for newer, older in zip(lamports, lamports[1:], strict=False)):
+        if any(newer <= older for newer, older in pairwise(lamports)):
             raise ValueError("placements go from the newest to the oldest")
 
     def to_wire(self) -> list[Any]:
@@ -271,7 +295,9 @@ class Slot:
     def from_wire(cls, wire: object) -> Slot:
         """Strictly parse `to_wire`'s list; raises ValueError on anything else."""
         match wire:
-            case [int(counter), list(placements), content, deleted] if len(placements) <= PLACEMENTS_MAX:
+            case [int(counter), list(placements), content, deleted] if (
+                len(placements) <= PLACEMENTS_MAX
+            ):
                 pass
             case _:
                 raise ValueError("malformed slot")

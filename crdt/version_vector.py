@@ -1,6 +1,7 @@
 """Version vectors: which of each device's writes have been seen.
 
-Used for two things with one algebra: a folder's log (`device -> seq`) and one content version (`device -> counter`).
+Used for two things with one algebra: a folder's log (`device -> seq`) and one content version
+(`device -> counter`).
 Source: Parker et al., "Detection of Mutual Inconsistency in Distributed Systems", 1983.
 """
 
@@ -18,12 +19,18 @@ Wire = list[list[bytes | int]]
 
 
 class VersionVector(Mapping[DeviceId, int]):
-    """An immutable map from device to the greatest counter seen; absent means 0, zeroes are not kept."""
+    """An immutable map from device to the greatest counter seen; absent means 0, zeroes are not
+    kept.
+    """
 
     __slots__ = ("_counters", "_hash")
 
-    def __init__(self, counters: Mapping[DeviceId, int] | Iterable[tuple[DeviceId, int]] = ()) -> None:
-        """Raises ValueError when a counter lies outside 0..COUNTER_MAX or there are too many devices."""
+    def __init__(
+        self, counters: Mapping[DeviceId, int] | Iterable[tuple[DeviceId, int]] = ()
+    ) -> None:
+        """Raises ValueError when a counter lies outside 0..COUNTER_MAX or there are too many
+        devices.
+        """
         self._counters = {d: c for d, c in dict(counters).items() if c}
         self._hash: int | None = None
         if len(self._counters) > DEVICES_MAX:
@@ -66,7 +73,9 @@ class VersionVector(Mapping[DeviceId, int]):
         return VersionVector(merged)
 
     def dominates(self, other: VersionVector) -> bool:
-        """True when everything that `other` has seen, this one has seen too; equal vectors dominate each other."""
+        """True when everything that `other` has seen, this one has seen too; equal vectors
+        dominate each other.
+        """
         mine = self._counters
         return all(mine.get(device, 0) >= counter for device, counter in other._counters.items())
 
@@ -101,7 +110,9 @@ class VersionVector(Mapping[DeviceId, int]):
                 raise ValueError("a version vector holds [device, counter] pairs")
             device = DeviceId(pair[0])
             if device <= previous or not pair[1]:
-                raise ValueError("a version vector's devices are sorted, distinct, and have counters above 0")
+                raise ValueError(
+                    "a version vector's devices are sorted, distinct, and have counters above 0"
+                )
             counters[device] = pair[1]
             previous = device
         return cls(counters)

@@ -1,7 +1,8 @@
-"""The ports through which a node touches the world, beside FileSystem (`node.files.port`) and Link (`transport.link`).
+"""The ports through which a node touches the world, beside FileSystem (`node.files.port`) and Link
+(`transport.link`).
 
-Each has a real version here and a simulated one under `simulations`. Nothing else in the node reads a clock, draws
-randomness or starts a thread.
+Each has a real version here and a simulated one under `simulations`. Nothing else in the node
+reads a clock, draws randomness or starts a thread.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ class Clock(Protocol):
     """Time. Waiting goes through trio itself, whose clock a simulation replaces."""
 
     def monotonic_s(self) -> float:
-        """Seconds from an arbitrary start, never going back; the same scale as `trio.current_time`."""
+        """Seconds from an arbitrary start, never going back; the same scale as
+        `trio.current_time`.
+        """
         ...
 
     def wall_ns(self) -> int:

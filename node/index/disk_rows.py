@@ -1,0 +1,189 @@
+"""The disk table: what this node last agreed with its own disk about each item.
+
+A row says where the item lies (parent item and name on this disk), which content version lies there, and what
+`lstat` said of it. It is written only after the disk operation that it describes is durable, or after a scan saw
+exactly that.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from crdt.codec import pack, unpack
+from crdt.ids import ROOT, ItemId
+from crdt.slot import Kind
+from crdt.version_vector import VersionVector
+
+VERSION_SIZE_MAX: Final = 65_536
+DEPTH_MAX: Final = 1_000  # directories; deeper paths cannot exist below PATH_MAX
+
+_COLUMNS: Final = (
+    "item, parent, name, kind, version, digest, revision, shown_name, inode, size, mtime_ns, "
+    "ctime_ns, executable, profile"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRow:
+    """One item on this disk. `profile` is the file's chunking profile, 0 where it has none yet."""
+
+    item: ItemId
+    parent: ItemId
+    name: str
+    kind: Kind
+    version: VersionVector
+    digest: bytes
+    revision: int
+    shown_name: str
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    executable: bool
+    profile: int
+
+    def moved(self, parent: ItemId, name: str) -> DiskRow:
+        """The same item somewhere else."""
+        return replace(self, parent=parent, name=name, shown_name=name)
+
+
+class DiskRows:
+    """Reads and writes the table. Calls happen inside the caller's transaction."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def get(self, item: ItemId) -> DiskRow | None:
+        """The row of `item`."""
+        return self._one("item = ?", (item,))
+
+    def at(self, parent: ItemId, name: str) -> DiskRow | None:
+        """The row of what lies at `name` in directory `parent`."""
+        return self._one("parent = ? AND name = ?", (parent, name))
+
+    def with_inode(self, inode: int) -> list[DiskRow]:
+        """All rows whose file had this inode when last seen (hard links share one)."""
+        rows = self._db.execute(f"SELECT {_COLUMNS} FROM disk WHERE inode = ?", (inode,))  # noqa: S608
+        return [_row(row) for row in rows]
+
+    def with_digest(self, digest: bytes, limit: int) -> list[DiskRow]:
+        """Files with these very bytes."""
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM disk WHERE digest = ? AND kind = 1 AND size > 0 LIMIT ?",  # noqa: S608
+            (digest, limit),
+        )
+        return [_row(row) for row in rows]
+
+    def children(self, parent: ItemId) -> dict[str, DiskRow]:
+        """What should lie in a directory, by name on this disk."""
+        rows = self._db.execute(f"SELECT {_COLUMNS} FROM disk WHERE parent = ?", (parent,))  # noqa: S608
+        return {row.name: row for row in map(_row, rows)}
+
+    def has_children(self, parent: ItemId) -> bool:
+        """True when at least one row lies in `parent`."""
+        found = self._db.execute("SELECT 1 FROM disk WHERE parent = ? LIMIT 1", (parent,))
+        return found.fetchone() is not None
+
+    def put(self, row: DiskRow) -> None:
+        """Insert or replace the row of `row.item`; whatever row held the same place goes."""
+        self._db.execute(
+            f"INSERT OR REPLACE INTO disk ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
+            (
+                row.item, row.parent, row.name, int(row.kind), pack(row.version.to_wire()),
+                row.digest, row.revision, row.shown_name, row.inode, row.size, row.mtime_ns,
+                row.ctime_ns, row.executable, row.profile,
+            ),
+        )  # fmt: skip
+
+    def drop(self, item: ItemId) -> None:
+        """Forget `item`; its children, if any, are the caller's."""
+        self._db.execute("DELETE FROM disk WHERE item = ?", (item,))
+
+    def set_revision(self, item: ItemId, revision: int) -> None:
+        """Note that the view's newest state needed nothing done."""
+        self._db.execute("UPDATE disk SET revision = ? WHERE item = ?", (revision, item))
+
+    def rekey(self, old: ItemId, new: ItemId) -> None:
+        """What lies here as `old` is the same thing as item `new`: carry row and children over."""
+        self._db.execute("DELETE FROM disk WHERE item = ?", (new,))
+        self._db.execute("UPDATE disk SET item = ? WHERE item = ?", (new, old))
+        self._db.execute("UPDATE OR REPLACE disk SET parent = ? WHERE parent = ?", (new, old))
+
+    def swap_places(self, one: DiskRow, other: DiskRow) -> None:
+        """Record that two items exchanged their places."""
+        self.drop(one.item)
+        self.drop(other.item)
+        self.put(one.moved(other.parent, other.name))
+        self.put(other.moved(one.parent, one.name))
+
+    def path(self, item: ItemId) -> str | None:
+        """Where the item lies on this disk, `""` for the root; None when it or a parent does not."""
+        names: list[str] = []
+        while item != ROOT:
+            found = self._db.execute(
+                "SELECT parent, name FROM disk WHERE item = ?", (item,)
+            ).fetchone()
+            if found is None or len(names) > DEPTH_MAX:
+                return None
+            item = ItemId(found[0])
+            names.append(found[1])
+        return "/".join(reversed(names))
+
+    def resolve(self, path: str) -> DiskRow | None:
+        """The row at `path`; None when any part of it is unknown."""
+        row: DiskRow | None = None
+        parent = ROOT
+        for name in path.split("/"):
+            row = self.at(parent, name)
+            if row is None:
+                return None
+            parent = row.item
+        return row
+
+    def subtree(self, top: DiskRow) -> Iterator[DiskRow]:
+        """`top` and everything below it, parents first."""
+        stack = [top]
+        while stack:
+            row = stack.pop()
+            yield row
+            if row.kind is Kind.DIRECTORY:
+                stack.extend(self.children(row.item).values())
+
+    def count(self) -> int:
+        """How many rows there are; scans, so for start-up only."""
+        (number,) = self._db.execute("SELECT count(*) FROM disk").fetchone()
+        return int(number)
+
+    def all_items(self) -> Iterator[ItemId]:
+        """Every item with a row; for start-up and verify only."""
+        for (item,) in self._db.execute("SELECT item FROM disk"):
+            yield ItemId(item)
+
+    def _one(self, where: str, arguments: tuple[bytes | str, ...]) -> DiskRow | None:
+        found = self._db.execute(f"SELECT {_COLUMNS} FROM disk WHERE {where}", arguments)  # noqa: S608
+        row = found.fetchone()
+        return None if row is None else _row(row)
+
+
+def _row(columns: tuple[bytes | str | int, ...]) -> DiskRow:
+    item, parent, name, kind, version, digest, revision, shown_name, *stat, profile = columns
+    inode, size, mtime_ns, ctime_ns, executable = stat
+    return DiskRow(
+        item=ItemId(bytes(item)),  # type: ignore[arg-type]
+        parent=ItemId(bytes(parent)),  # type: ignore[arg-type]
+        name=str(name),
+        kind=Kind(kind),
+        version=VersionVector.from_wire(unpack(bytes(version), size_max=VERSION_SIZE_MAX)),  # type: ignore[arg-type]
+        digest=bytes(digest),  # type: ignore[arg-type]
+        revision=int(revision),
+        shown_name=str(shown_name),
+        inode=int(inode),
+        size=int(size),
+        mtime_ns=int(mtime_ns),
+        ctime_ns=int(ctime_ns),
+        executable=bool(executable),
+        profile=int(profile),
+    )

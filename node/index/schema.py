@@ -1,0 +1,71 @@
+"""The index's tables, and how an older index becomes the present one.
+
+`PRAGMA user_version` holds the schema's number. Migration `n` turns version `n` into `n + 1`, in one transaction;
+a migration that has been released never changes. A newer index than this program knows is refused, untouched.
+docs/storage.md explains each table.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from node.blocks.locate import BLOCKS_SCHEMA
+from node.index.view import TREE_SCHEMA
+
+_NODE_SCHEMA: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE log (
+    arrival INTEGER PRIMARY KEY,      -- order of acceptance here: a causal order
+    device BLOB NOT NULL,
+    seq INTEGER NOT NULL,
+    hash BLOB NOT NULL,
+    kind INTEGER NOT NULL,
+    entry BLOB NOT NULL,
+    UNIQUE (device, seq)
+);
+CREATE INDEX log_roster ON log (arrival) WHERE kind = 2;
+
+CREATE TABLE disk (
+    item BLOB PRIMARY KEY,
+    parent BLOB NOT NULL,
+    name TEXT NOT NULL,
+    kind INTEGER NOT NULL,
+    version BLOB NOT NULL,            -- the content version on the disk, canonical wire
+    digest BLOB NOT NULL,             -- Content.digest of what is on the disk
+    revision INTEGER NOT NULL,        -- the view row's revision when last agreed
+    shown_name TEXT NOT NULL,         -- the view's name; differs from `name` for an alias
+    inode INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL,
+    executable INTEGER NOT NULL,
+    profile INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX disk_place ON disk (parent, name);
+CREATE INDEX disk_inode ON disk (inode);
+CREATE INDEX disk_digest ON disk (digest) WHERE kind = 1 AND size > 0;
+
+CREATE TABLE peers (
+    device BLOB PRIMARY KEY,
+    have BLOB NOT NULL,
+    complete BLOB NOT NULL,
+    host TEXT,
+    port INTEGER,
+    seen_ns INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE displaced (
+    id INTEGER PRIMARY KEY,
+    item BLOB NOT NULL,
+    path TEXT NOT NULL,
+    version BLOB NOT NULL,
+    digest BLOB NOT NULL,
+    size INTEGER NOT NULL,
+    time_ns INTEGER NOT NULL,
+    file TEXT NOT NULL UNIQUE         -- where the bytes lie, below the folder's root
+);
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_NODE_SCHEMA + TREE_SCHEMA + BLOCKS_SCHEMA,)
+SCHEMA_VERSION: Final = len(MIGRATIONS)

@@ -15,6 +15,7 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Final
 
 import blake3
@@ -136,7 +137,7 @@ class Header:
                 pass
             case _:
                 raise ValueError("malformed entry header")
-        return cls(
+        header = cls(
             folder=FolderId(folder),
             device=DeviceId(device),
             seq=seq,
@@ -147,6 +148,9 @@ class Header:
             kind=EntryKind(kind),
             body_hash=body_hash,
         )
+        if header.packed != data:  # `true` for 1: what was signed must be what we hash
+            raise ValueError("malformed entry header")
+        return header
 
 
 @dataclass(frozen=True)
@@ -262,6 +266,9 @@ def seal_writes(
         raise ValueError(f"an entry holds 1 to {WRITES_MAX} writes, got {len(ordered)}")
     if any(slot.counter != seq for _, slot in ordered):
         raise ValueError("a slot's counter is the seq of the entry that writes it")
+    items = [ROOT, *(item for item, _ in ordered)]
+    if any(item <= previous for previous, item in pairwise(items)):
+        raise ValueError("an entry writes each item once, and never the root")
     plain = pack([[item, slot.to_wire()] for item, slot in ordered])
     if len(plain) > OPENED_SIZE_MAX:
         raise ValueError(f"the writes take {len(plain)} bytes, at most {OPENED_SIZE_MAX} fit")
@@ -323,9 +330,9 @@ def build_tree(
         body=body,
         epoch=key.number,
     )
-    _parse_writes(
-        [[item, slot.to_wire()] for item, slot in sorted(writes, key=_item)], entry.header
-    )
+    seen = entry.header.deps.with_counter(entry.header.device, entry.header.seq)
+    for item, slot in writes:
+        _check_write(item, slot, entry.header, seen)
     return entry
 
 

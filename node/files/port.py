@@ -268,6 +268,10 @@ def split_path(path: str) -> list[str]:
     names = path.split("/")
     if "\0" in path or "" in names or "." in names or ".." in names:
         raise InvalidPathError(path)
+    try:
+        path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise InvalidPathError(path) from None
     return names
 
 
@@ -277,10 +281,10 @@ def split_parent(path: str) -> tuple[str, str]:
     Raises:
         InvalidPathError: as for `split_path`, or the path is the root.
     """
-    if not split_path(path):
+    names = split_path(path)
+    if not names:
         raise InvalidPathError(path)
-    parent, _, name = path.rpartition("/")
-    return parent, name
+    return path[: -len(names[-1]) - 1], names[-1]
 
 
 def join(parent: str, name: str) -> str:

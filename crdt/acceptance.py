@@ -170,11 +170,6 @@ def _judge_standing(entry: Entry, roster: Roster) -> Verdict:  # noqa: PLR0911 (
         return Aside(
             f"device {header.device.short} was removed, and wrote entry {header.seq} after"
         )
-    removal = roster.removed.get(header.device)
-    if removal is not None and removal.last_seq == header.seq and removal.last_hash != entry.hash:
-        return Aside(
-            f"entry {header.seq} of device {header.device.short} is not the one it ended by"
-        )
     if header.kind is EntryKind.TREE:
         if not role.writes:
             return _refuse(entry, f"writes, but its role is {role.name.lower()}")

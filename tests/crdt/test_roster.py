@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crdt.acceptance import Accept, Wait, WaitingRoom
 from crdt.codec import pack, unpack
 from crdt.entry import START, Entry, EntryKind
 from crdt.errors import CallerError, PeerError
@@ -752,3 +753,29 @@ def test_the_fold_does_not_depend_on_the_order_of_arrival(
     assert Roster.fold(founder.folder, shuffled) == founder.roster
     assert Roster.fold(founder.folder, [*shuffled, *entries[:3]]) == founder.roster
     assert all(isinstance(void, Void) for void in founder.roster.void)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=30)
+@given(STEPS, st.data())
+def test_a_newcomer_takes_everything_in_whatever_order_it_comes(
+    steps: list[tuple[str, int, int]], data: st.DataObject
+) -> None:
+    founder, everybody = play(steps)
+    meet(*everybody)
+    newcomer, room = Person("newcomer"), WaitingRoom()
+    newcomer.enter(founder.folder)
+    for arrived in data.draw(st.permutations(founder.arrivals)):
+        pending = [arrived]
+        while pending:
+            entry = pending.pop()
+            verdict = newcomer.receive(entry)
+            if isinstance(verdict, Wait):
+                named = newcomer.roster.named_role(entry.header.device) is not None
+                assert room.offer(entry, verdict.blocker, named=named)
+            else:
+                assert isinstance(verdict, Accept)
+                pending += room.accepted(entry.header.device, entry.header.seq)
+    assert room.statistics().entries == 0
+    assert newcomer.have == founder.have
+    assert newcomer.roster == founder.roster

@@ -169,19 +169,14 @@ class Content:
         """32 bytes that are equal for equal bytes of the same kind; metadata and authorship do not
         count.
         """
-        return blake3.blake3(pack([int(self.kind), self.size, self._body()])).digest()
+        return content_digest(self.kind, self.size, self._body())
 
     def same_bytes(self, other: Content) -> bool:
         """True when kind and bytes (or target) are equal."""
         return self.digest == other.digest
 
     def _body(self) -> object:
-        if self.kind is Kind.FILE:
-            if self.manifest is None:
-                return self.inline
-            refs = [[ref.block, ref.length] for ref in self.manifest.blocks]
-            return [int(self.manifest.profile), self.manifest.depth, refs]
-        return self.target
+        return content_body(self.inline, self.manifest, self.target)
 
     def to_wire(self) -> list[Any]:
         """The list that `from_wire` reads; docs/protocol.md has its layout."""
@@ -231,6 +226,19 @@ class Content:
             manifest=manifest,
             target=target,
         )
+
+
+def content_body(inline: bytes | None, manifest: Manifest | None, target: str | None) -> object:
+    """What stands for a content's bytes on the wire and in its digest."""
+    if manifest is not None:
+        refs = [[ref.block, ref.length] for ref in manifest.blocks]
+        return [int(manifest.profile), manifest.depth, refs]
+    return inline if inline is not None else target
+
+
+def content_digest(kind: Kind, size: int, body: object) -> bytes:
+    """32 bytes that are equal for equal bytes of the same kind; `body` is `content_body`'s."""
+    return blake3.blake3(pack([int(kind), size, body])).digest()
 
 
 def _parse_body(kind: Kind, body: object) -> tuple[bytes | None, Manifest | None, str | None]:

@@ -20,6 +20,11 @@ from crdt.version_vector import VersionVector
 VERSION_SIZE_MAX: Final = 65_536
 DEPTH_MAX: Final = 1_000  # directories; deeper paths cannot exist below PATH_MAX
 
+PARKED: Final = ItemId(b"shoal parked dir")
+"""Stands for `.shoal/tmp` as a parent: where an item waits while others permute their places."""
+
+PARKED_PATH: Final = ".shoal/tmp"
+
 _COLUMNS: Final = (
     "item, parent, name, kind, version, digest, revision, shown_name, inode, size, mtime_ns, "
     "ctime_ns, executable, profile"
@@ -102,9 +107,12 @@ class DiskRows:
         """Forget `item`; its children, if any, are the caller's."""
         self._db.execute("DELETE FROM disk WHERE item = ?", (item,))
 
-    def set_revision(self, item: ItemId, revision: int) -> None:
-        """Note that the view's newest state needed nothing done."""
-        self._db.execute("UPDATE disk SET revision = ? WHERE item = ?", (revision, item))
+    def note(self, item: ItemId, version: VersionVector, revision: int) -> None:
+        """Record that the view's newest state needed nothing done on the disk."""
+        self._db.execute(
+            "UPDATE disk SET version = ?, revision = ? WHERE item = ?",
+            (pack(version.to_wire()), revision, item),
+        )
 
     def rekey(self, old: ItemId, new: ItemId) -> None:
         """What lies here as `old` is the same thing as item `new`: carry row and children over."""
@@ -112,17 +120,13 @@ class DiskRows:
         self._db.execute("UPDATE disk SET item = ? WHERE item = ?", (new, old))
         self._db.execute("UPDATE OR REPLACE disk SET parent = ? WHERE parent = ?", (new, old))
 
-    def swap_places(self, one: DiskRow, other: DiskRow) -> None:
-        """Record that two items exchanged their places."""
-        self.drop(one.item)
-        self.drop(other.item)
-        self.put(one.moved(other.parent, other.name))
-        self.put(other.moved(one.parent, one.name))
-
     def path(self, item: ItemId) -> str | None:
         """Where the item lies on this disk, `""` for the root; None when it or a parent does not."""
         names: list[str] = []
         while item != ROOT:
+            if item == PARKED:
+                names.append(PARKED_PATH)
+                break
             found = self._db.execute(
                 "SELECT parent, name FROM disk WHERE item = ?", (item,)
             ).fetchone()

@@ -8,10 +8,11 @@ gives a peer every entry after those it depends on.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from crdt.entry import START, Entry, LogPosition
 from crdt.ids import DeviceId
 from crdt.version_vector import VersionVector
 
@@ -33,7 +34,7 @@ class Log:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self._positions: dict[DeviceId, tuple[int, bytes]] = {}
+        self._positions: dict[DeviceId, LogPosition] = {}
         self.reload()
 
     def reload(self) -> None:
@@ -47,24 +48,35 @@ class Log:
             if row is None:
                 return
             device = row[0]
-            seq, digest = self._db.execute(
-                "SELECT seq, hash FROM log WHERE device = ? ORDER BY seq DESC LIMIT 1", (device,)
+            last = self._db.execute(
+                "SELECT seq, hash, lamport FROM log WHERE device = ? ORDER BY seq DESC LIMIT 1",
+                (device,),
             ).fetchone()
-            self._positions[DeviceId(device)] = (seq, digest)
+            self._positions[DeviceId(device)] = LogPosition(*last)
 
     @property
     def have(self) -> VersionVector:
         """What is stored here: device → seq."""
-        return VersionVector({device: seq for device, (seq, _) in self._positions.items()})
+        return VersionVector({device: at.seq for device, at in self._positions.items()})
 
     @property
     def heads(self) -> dict[DeviceId, bytes]:
         """The hash of each device's last entry."""
-        return {device: digest for device, (_, digest) in self._positions.items()}
+        return {device: at.head for device, at in self._positions.items()}
 
-    def position(self, device: DeviceId) -> tuple[int, bytes] | None:
-        """`(seq, hash)` of the device's last entry."""
-        return self._positions.get(device)
+    @property
+    def positions(self) -> Mapping[DeviceId, LogPosition]:
+        """The last entry of each device's log."""
+        return self._positions
+
+    @property
+    def lamport(self) -> int:
+        """The greatest lamport of any entry here; the next of ours is one more."""
+        return max((at.lamport for at in self._positions.values()), default=0)
+
+    def position(self, device: DeviceId) -> LogPosition:
+        """The last entry of `device`; `START` when there is none."""
+        return self._positions.get(device, START)
 
     def hash_at(self, device: DeviceId, seq: int) -> bytes | None:
         """The hash of one stored entry."""
@@ -73,19 +85,27 @@ class Log:
         ).fetchone()
         return None if row is None else row[0]
 
-    def append(self, device: DeviceId, seq: int, digest: bytes, kind: int, entry: bytes) -> None:
-        """Store an accepted entry; the caller has checked that `seq` follows the last one."""
-        previous = self._positions.get(device, (0, b""))[0]
-        assert seq == previous + 1, f"entry {seq} cannot follow {previous}"
+    def append(self, entry: Entry) -> None:
+        """Store an accepted entry; the caller has checked that it follows the last one."""
+        header = entry.header
+        previous = self.position(header.device).seq
+        assert header.seq == previous + 1, f"entry {header.seq} cannot follow {previous}"
         self._db.execute(
-            "INSERT INTO log (device, seq, hash, kind, entry) VALUES (?, ?, ?, ?, ?)",
-            (device, seq, digest, kind, entry),
+            "INSERT INTO log (device, seq, hash, lamport, kind, entry) VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                header.device,
+                header.seq,
+                entry.hash,
+                header.lamport,
+                int(header.kind),
+                entry.to_bytes(),
+            ),
         )
-        self._positions[device] = (seq, digest)
+        self._positions[header.device] = entry.position
 
     def missing_from(self, theirs: VersionVector, size_max: int) -> list[LogRow]:
         """Entries that `theirs` lacks, in causal order, up to `size_max` bytes (at least one)."""
-        lacking = [d for d, (seq, _) in self._positions.items() if theirs[d] < seq]
+        lacking = [d for d, at in self._positions.items() if theirs[d] < at.seq]
         if not lacking:
             return []
         # Merge the per-device tails by arrival: each is one range of the (device, seq) index.

@@ -20,6 +20,7 @@ CREATE TABLE log (
     device BLOB NOT NULL,
     seq INTEGER NOT NULL,
     hash BLOB NOT NULL,
+    lamport INTEGER NOT NULL,
     kind INTEGER NOT NULL,
     entry BLOB NOT NULL,
     UNIQUE (device, seq)

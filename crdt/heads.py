@@ -1,0 +1,101 @@
+"""What one item's slots say about it: heads, liveness, placements. Pure functions of its slots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import blake3
+
+from crdt.codec import pack
+from crdt.ids import ITEM_ID_SIZE, DeviceId, ItemId
+from crdt.slot import Content, Kind, Slot
+from crdt.version_vector import VersionVector
+
+Slots = Mapping[DeviceId, Slot]
+_DERIVED: Final = "shoal v1 derived item"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Placed:
+    """A placement with the device that made it; greater is newer."""
+
+    lamport: int
+    device: DeviceId
+    parent: ItemId
+    name: str
+
+
+def derived_id(item: ItemId, version: VersionVector) -> ItemId:
+    """The item that shows the losing head `version` of `item`; the same on every device."""
+    digest = blake3.blake3(pack([item, version.to_wire()]), derive_key_context=_DERIVED).digest()
+    return ItemId(digest[:ITEM_ID_SIZE])
+
+
+def placements(slots: Slots) -> list[Placed]:
+    """All placements of an item, newest first."""
+    placed = [
+        Placed(p.lamport, device, p.parent, p.name)
+        for device, slot in slots.items()
+        for p in slot.placements
+    ]
+    return sorted(placed, reverse=True)
+
+
+def maximal(slots: Slots) -> list[Content]:
+    """The contents that no other one has seen; equal versions count once. Winner order."""
+    distinct: dict[VersionVector, Content] = {}
+    for slot in slots.values():
+        content = slot.content
+        if content is not None:
+            known = distinct.get(content.version)
+            if known is None or _rank(content) > _rank(known):
+                distinct[content.version] = content
+    contents = list(distinct.values())
+    if len(contents) > 1:
+        contents = [
+            c
+            for c in contents
+            if not any(o is not c and o.version.dominates(c.version) for o in contents)
+        ]
+        contents.sort(key=_rank, reverse=True)
+    return contents
+
+
+def heads(slots: Slots) -> list[Content]:
+    """The contents to show: the winner first, then the losers, each a conflict copy.
+
+    Of the maximal ones, those are left out that another one makes needless: equal bytes, and a
+    change of metadata alone beside an edit of the same bytes.
+    """
+    contents = maximal(slots)
+    if len(contents) < 2:
+        return contents
+    if contents[0].kind is Kind.DIRECTORY:
+        return contents[:1]
+    edited = [c for c in contents if not any(_yields(c, o) for o in contents if o is not c)]
+    kept: dict[bytes, Content] = {}
+    for content in edited or contents:
+        kept.setdefault(content.digest, content)
+    return list(kept.values())
+
+
+def _yields(touch: Content, edit: Content) -> bool:
+    """True when `edit` has seen the bytes of `touch`, which has not seen those of `edit`."""
+    return edit.version.covers(*touch.origin) and not touch.version.covers(*edit.origin)
+
+
+def _rank(content: Content) -> tuple[int, DeviceId, bytes]:
+    return (content.lamport, content.device, content.digest)
+
+
+def self_alive(slots: Slots) -> bool:
+    """True unless some slot's deletion had seen every slot of the item as it now is."""
+    if not any(slot.content is not None for slot in slots.values()):
+        return False
+    return not any(
+        slot.deleted is not None
+        and all(slot.deleted.covers(device, other.counter) for device, other in slots.items())
+        for slot in slots.values()
+    )

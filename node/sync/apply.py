@@ -1,0 +1,381 @@
+"""Tree → disk: one service that carries out what the pending items need.
+
+Work goes in rounds. A round looks at pending items, asks the planner, and picks the jobs that can be
+done now: directories whose parent is there, renames whose target is free, files whose content is
+assembled, removals of what is empty. One batch is carried out in a worker thread under the disk
+lock and recorded in one transaction; then the next round looks again. So no order has to be
+computed in advance, and a crash or an error leaves nothing to resume but the comparison.
+
+What cannot be done is put aside with a reason and looked at again later (`waiting`); everything
+else goes on. Where renames permute places, one of them is parked in `.shoal/tmp` first.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from crdt.errors import ShoalError
+from crdt.ids import ItemId
+from crdt.slot import Content, Kind
+from crdt.tree import ViewRow
+from node.files import applier
+from node.files.applier import MakeDirectory, Outcome, Place, Relocate, Remove, SetMetadata, Verdict
+from node.files.port import FileSystem, join
+from node.index.disk_rows import DiskRow
+from node.ports import Threads
+from node.sync.assemble import Assembled, Assembler
+from node.sync.bell import Bell
+from node.sync.folder import Folder
+from node.sync.place import record
+from node.sync.planner import Plan, plan_item
+
+logger = logging.getLogger("shoal.apply")
+
+ROUND_ITEMS_MAX: Final = 1_000  # jobs of one round; bounds a batch and its transaction
+STARVED_MAX: Final = 256  # files looked at in a round although no assembly is free for them
+ASSEMBLIES_MAX: Final = 128  # files being assembled at once; each holds at most a few blocks
+READY_SIZE_MAX: Final = 64 * 1024 * 1024  # bytes of assembled small files kept in memory
+RETRY_MIN_S: Final = 0.05
+RETRY_MAX_S: Final = 60.0
+
+
+@dataclass(slots=True)
+class Waiting:
+    """Why an item is not done, and when to look again."""
+
+    reason: str
+    retry_at: float
+    delay_s: float
+    quiet: bool  # a matter of milliseconds, not for people to see
+
+
+@dataclass(slots=True)
+class Job:
+    """One item's next step."""
+
+    item: ItemId
+    shown: ViewRow | None
+    row: DiskRow | None
+    work: applier.Job
+    assembled: Assembled | None = None
+
+
+@dataclass(slots=True)
+class Round:
+    """What one look at the pending items found."""
+
+    seen: set[ItemId] = field(default_factory=set)
+    starved: int = 0  # files that wait for a free place among the assemblies
+    jobs: list[Job] = field(default_factory=list)
+    moves: list[Job] = field(default_factory=list)  # of directories: one at a time
+    blocked: list[tuple[ItemId, DiskRow]] = field(default_factory=list)  # target taken by the row
+
+    @property
+    def size(self) -> int:
+        """Jobs that can be done now."""
+        return len(self.jobs) + len(self.moves)
+
+
+class Apply:
+    """The service for one folder."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        fs: FileSystem,
+        threads: Threads,
+        disk_lock: trio.Lock,
+        assembler: Assembler,
+        *,
+        ignored: Callable[[str, bool], bool],
+        dirty: Callable[[str], None],
+        allowed: Callable[[], bool],
+    ) -> None:
+        """Args:
+        ignored: `(path, is_directory) -> bool`; such items stay as they are on this disk.
+        dirty: Asks for a scan of a path where something unknown was found.
+        allowed: False while the folder is paused or stopped.
+        """
+        self._folder = folder
+        self._fs = fs
+        self._threads = threads
+        self._lock = disk_lock
+        self._assembler = assembler
+        self._ignored = ignored
+        self._dirty = dirty
+        self._allowed = allowed
+        self._ready: dict[ItemId, Assembled] = {}
+        self._ready_size = 0
+        self._assembling: set[ItemId] = set()
+        self.waiting: dict[ItemId, Waiting] = {}
+        self.changed = Bell()
+
+    def retry_all(self) -> None:
+        """Look at everything again now: a scan ran, space returned, a peer came."""
+        for item in list(self.waiting):
+            self.waiting[item].retry_at = 0.0
+        self._folder.work.ring()
+
+    async def serve(self) -> None:
+        """Work until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                seen = self._folder.work.count
+                busy = self._allowed() and await self._round(nursery)
+                self.changed.ring()
+                if not busy:
+                    with trio.move_on_at(self._next_retry()):
+                        await self._folder.work.wait_past(seen)
+
+    def _next_retry(self) -> float:
+        return min((w.retry_at for w in self.waiting.values()), default=float("inf"))
+
+    async def _round(self, nursery: trio.Nursery) -> bool:
+        """One look at what is pending; True when something was done."""
+        async with self._lock:
+            found = self._look(nursery)
+            batch = found.jobs or found.moves[:1]
+            if not batch and found.blocked:
+                batch = self._park(found.blocked)
+            if not batch:
+                if not self._folder.pending:
+                    self._folder.advanced.ring()
+                return False
+            await self._carry_out(batch)
+        return True
+
+    def _look(self, nursery: trio.Nursery) -> Round:
+        found, now = Round(), trio.current_time()
+        for item in list(self._folder.pending):
+            if found.size >= ROUND_ITEMS_MAX or found.starved >= STARVED_MAX:
+                break
+            if item in self._assembling:
+                continue
+            waits = self.waiting.get(item)
+            if waits is None or waits.retry_at <= now:
+                self._look_at(item, found, nursery)
+        return found
+
+    def _look_at(self, item: ItemId, found: Round, nursery: trio.Nursery) -> None:
+        """Plan one pending item, its directory first."""
+        if item in found.seen:
+            return
+        found.seen.add(item)
+        folder = self._folder
+        shown, row = folder.tree.row(item), folder.disk.get(item)
+        plan = plan_item(shown, row, folder.disk_name(shown))
+        if not plan.touches_disk:
+            self._done(item)
+            folder.look_at([item])
+            return
+        if shown is not None and shown.parent in folder.pending:
+            self._look_at(shown.parent, found, nursery)
+        self._plan(item, shown, row, plan, found, nursery)
+
+    # --- one item -------------------------------------------------------------------------------
+
+    def _plan(
+        self,
+        item: ItemId,
+        shown: ViewRow | None,
+        row: DiskRow | None,
+        plan: Plan,
+        found: Round,
+        nursery: trio.Nursery,
+    ) -> None:
+        if shown is None:
+            if row is not None:
+                self._plan_removal(item, row, found)
+            return
+        if plan.create or plan.relocate:
+            if not self._free_target(item, shown, row, found):
+                return
+        path = self._target(shown)
+        if path is None:
+            return  # its directory comes first
+        if self._ignored(path, shown.content.kind is Kind.DIRECTORY):
+            self._folder.pending.pop(item, None)
+            return
+        if plan.relocate and row is not None:
+            source = self._folder.disk.path(item)
+            if source is not None:
+                job = Job(item, shown, row, Relocate(source, path, row))
+                (found.moves if row.kind is Kind.DIRECTORY else found.jobs).append(job)
+            return
+        if shown.content.kind is Kind.DIRECTORY:
+            found.jobs.append(Job(item, shown, row, MakeDirectory(path)))
+        elif plan.metadata and row is not None:
+            content = shown.content
+            work = SetMetadata(path, content.mtime_ns, content.executable, row)
+            found.jobs.append(Job(item, shown, row, work))
+        else:
+            self._plan_content(item, shown, row, path, found, nursery)
+
+    def _target(self, shown: ViewRow) -> str | None:
+        parent = self._folder.disk.path(shown.parent)
+        if parent is None or parent.startswith(".shoal"):
+            return None
+        return join(parent, self._folder.disk_name(shown) or shown.name)
+
+    def _plan_removal(self, item: ItemId, row: DiskRow, found: Round) -> None:
+        path = self._folder.disk.path(item)
+        if path is None:
+            self._folder.disk.drop(item)
+            return
+        if self._ignored(path, row.kind is Kind.DIRECTORY):
+            self._folder.pending.pop(item, None)
+            return
+        if row.kind is Kind.DIRECTORY and self._folder.disk.has_children(item):
+            return  # they go or move first
+        found.jobs.append(Job(item, None, row, Remove(path, row, self._history_path())))
+
+    def _free_target(
+        self, item: ItemId, shown: ViewRow, row: DiskRow | None, found: Round
+    ) -> bool:
+        """True when nothing that we know of lies where `item` belongs."""
+        folder = self._folder
+        occupant = folder.disk.at(shown.parent, folder.disk_name(shown) or shown.name)
+        if occupant is None or occupant.item == item:
+            return True
+        if folder.tree.row(occupant.item) is None:
+            same = occupant.kind is shown.content.kind and (
+                occupant.kind is Kind.DIRECTORY or occupant.digest == shown.content.digest
+            )
+            if same and row is None:
+                # A twin, or a directory united with this one: the same thing under another id.
+                with folder.transaction():
+                    folder.disk.rekey(occupant.item, item)
+                    folder.locations.rekey(occupant.item, item)
+                folder.look_at([occupant.item, item])
+                folder.work.ring()
+            return False
+        if row is not None:
+            found.blocked.append((item, occupant))
+        return False
+
+    def _plan_content(
+        self,
+        item: ItemId,
+        shown: ViewRow,
+        row: DiskRow | None,
+        path: str,
+        found: Round,
+        nursery: trio.Nursery,
+    ) -> None:
+        content = shown.content
+        ready = self._ready.get(item)
+        if ready is not None and ready.digest != content.digest:
+            self._forget_ready(item)
+            ready = None
+        source: bytes | str | None = content.target if content.target is not None else content.inline
+        if source is None and ready is None:
+            self._start_assembly(item, shown, found, nursery)
+            return
+        if ready is not None:
+            source = ready.source
+        temporary = ready.temporary if ready is not None else self._temporary_path(item)
+        work = Place(
+            target=path,
+            temporary=temporary,
+            source=source,
+            mtime_ns=content.mtime_ns,
+            executable=content.executable,
+            expected=row,
+            history=self._history_path(),
+        )
+        found.jobs.append(Job(item, shown, row, work, ready))
+
+    def _start_assembly(
+        self, item: ItemId, shown: ViewRow, found: Round, nursery: trio.Nursery
+    ) -> None:
+        if len(self._assembling) >= ASSEMBLIES_MAX or self._ready_size > READY_SIZE_MAX:
+            found.starved += 1
+            del self._folder.pending[item]  # to the end: what needs no fetching goes first
+            self._folder.pending[item] = None
+            return
+        self._assembling.add(item)
+        nursery.start_soon(self._assemble, item, shown.content)
+
+    async def _assemble(self, item: ItemId, content: Content) -> None:
+        try:
+            assembled = await self._assembler.assemble(item, content)
+        except OSError as error:
+            self._wait(item, error.strerror or str(error))
+        except ShoalError as error:
+            self._wait(item, str(error))
+        else:
+            self._ready[item] = assembled
+            self._ready_size += len(assembled.source or b"")
+        finally:
+            self._assembling.discard(item)
+            self._folder.work.ring()
+
+    def _forget_ready(self, item: ItemId) -> None:
+        ready = self._ready.pop(item, None)
+        if ready is not None:
+            self._ready_size -= len(ready.source or b"")
+
+    # --- carrying out ---------------------------------------------------------------------------
+
+    def _park(self, blocked: Iterable[tuple[ItemId, DiskRow]]) -> list[Job]:
+        """Break a permutation of places: move one of its members out of the way."""
+        stuck = {item for item, _ in blocked}
+        for _item, occupant in blocked:
+            source = self._folder.disk.path(occupant.item)
+            if occupant.item in stuck and source is not None:
+                target = f".shoal/tmp/{occupant.item.hex()}.parked"
+                return [Job(occupant.item, None, occupant, Relocate(source, target, occupant))]
+        return []
+
+    async def _carry_out(self, batch: list[Job]) -> None:
+        works = [job.work for job in batch]
+        try:
+            outcomes = await self._threads.run(applier.execute, self._fs, works)
+        except OSError as error:
+            for job in batch:
+                self._wait(job.item, f"the disk could not be synced: {error.strerror}")
+            return
+        done: list[tuple[Job, Outcome]] = []
+        for job, outcome in zip(batch, outcomes, strict=True):
+            if outcome.verdict is Verdict.DONE:
+                done.append((job, outcome))
+                self._done(job.item)
+            else:
+                self._not_done(job, outcome)
+        record(self._folder, done)
+
+    def _done(self, item: ItemId) -> None:
+        self.waiting.pop(item, None)
+        self._forget_ready(item)
+
+    def _not_done(self, job: Job, outcome: Outcome) -> None:
+        work, error = job.work, outcome.error
+        if outcome.verdict is Verdict.FAILED and error is not None:
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and isinstance(work, Remove):
+                self._dirty(work.target)
+                self._wait(job.item, "it still holds files that are not synced, so it stays")
+                return
+            self._wait(job.item, error.strerror or str(error))
+            return
+        self._dirty(work.target)
+        if isinstance(work, Relocate):
+            self._dirty(work.source)
+        self._wait(job.item, "it is being changed on this disk", quiet=True)
+
+    def _wait(self, item: ItemId, reason: str, *, quiet: bool = False) -> None:
+        before = self.waiting.get(item)
+        delay = RETRY_MIN_S if before is None else min(RETRY_MAX_S, before.delay_s * 2)
+        self.waiting[item] = Waiting(reason, trio.current_time() + delay, delay, quiet)
+        logger.debug("%s waits: %s", item, reason)
+
+    def _history_path(self) -> str:
+        return f".shoal/history/{self._folder.random.bytes(12).hex()}"
+
+    def _temporary_path(self, item: ItemId) -> str:
+        return f".shoal/tmp/{item.hex()}-{self._folder.random.bytes(4).hex()}.swap"

@@ -1,0 +1,160 @@
+"""Brings a file version's blocks together: from this disk where it has them, else from peers.
+
+A small file comes together in memory. A large one is written block by block into a file in
+`.shoal/tmp` that is named after the content, so that an interrupted transfer goes on where it was:
+what lies there already is read, checked against the block's id, and kept if it fits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import trio
+
+from crdt.ids import BlockId, ItemId
+from crdt.slot import BlockRef, Content
+from node.blocks.hashing import block_id
+from node.blocks.manifest import Walk
+from node.files.port import FileSystem, WriteHandle
+from node.ports import Threads
+
+MEMORY_SIZE_MAX: Final = 1024 * 1024  # bytes; larger files are assembled on the disk
+WINDOW_BLOCKS: Final = 64  # blocks of one large file that are asked for at once
+WINDOW_SIZE: Final = 8 * 1024 * 1024  # bytes of them
+
+
+class BlockSource(Protocol):
+    """Where plaintext blocks come from."""
+
+    async def block(self, ref: BlockRef, *, bulk: bool) -> bytes:
+        """The block's verified bytes; waits for a peer that has it. `bulk` yields to small ones."""
+        ...
+
+    async def node(self, ref: BlockRef) -> bytes:
+        """A manifest node's verified bytes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A file's whole content: in `source`, or written and whole at `temporary`."""
+
+    digest: bytes
+    source: bytes | None
+    temporary: str
+    blocks: tuple[tuple[BlockRef, int], ...]
+    nodes: Mapping[BlockId, bytes] = field(default_factory=dict)
+
+
+class Assembler:
+    """Assembles files of one folder."""
+
+    def __init__(self, fs: FileSystem, threads: Threads, source: BlockSource, key: bytes) -> None:
+        """Args: `key` is the folder's block id key."""
+        self._fs = fs
+        self._threads = threads
+        self._source = source
+        self._key = key
+
+    async def assemble(self, item: ItemId, content: Content) -> Assembled:
+        """Bring together the content of a file that has a manifest.
+
+        Raises:
+            OSError: the disk refused.
+            ShoalError: the manifest makes no sense.
+        """
+        assert content.manifest is not None, "small files are inline"
+        nodes: dict[BlockId, bytes] = {}
+        blocks: list[tuple[BlockRef, int]] = []
+        walk = Walk(content.manifest, content.size)
+        while (wanted := walk.wants()) is not None:
+            nodes[wanted.block] = data = await self._source.node(wanted)
+            walk.feed(data)
+        blocks = list(walk.blocks())
+        name = f".shoal/tmp/{item.hex()}-{content.digest.hex()[:16]}"
+        if content.size <= MEMORY_SIZE_MAX:
+            data = await self._in_memory(blocks, content.size)
+            return Assembled(content.digest, data, f"{name}.swap", tuple(blocks), nodes)
+        await self._on_disk(f"{name}.part", blocks, content.size)
+        # From here on the file is whole; after an exchange the same name holds what was displaced,
+        # so it must never be taken for a part again.
+        await self._threads.run(_rename_over, self._fs, f"{name}.part", f"{name}.swap")
+        return Assembled(content.digest, None, f"{name}.swap", tuple(blocks), nodes)
+
+    async def _in_memory(self, blocks: list[tuple[BlockRef, int]], size: int) -> bytes:
+        if len(blocks) == 1:
+            return await self._source.block(blocks[0][0], bulk=False)
+        whole = bytearray(size)
+
+        async def fill(ref: BlockRef, offset: int) -> None:
+            whole[offset : offset + ref.length] = await self._source.block(ref, bulk=False)
+
+        async with trio.open_nursery() as nursery:
+            for ref, offset in blocks:
+                nursery.start_soon(fill, ref, offset)
+        return bytes(whole)
+
+    async def _on_disk(self, path: str, blocks: list[tuple[BlockRef, int]], size: int) -> None:
+        handle = await self._threads.run(_open_part, self._fs, path, size)
+        try:
+            missing = await self._threads.run(_missing, handle, blocks, self._key)
+            window = trio.CapacityLimiter(WINDOW_BLOCKS)
+            room = trio.CapacityLimiter(max(1, WINDOW_SIZE // _largest(blocks)))
+            async with trio.open_nursery() as nursery:
+                for ref, offset in missing:
+                    token = object()
+                    await window.acquire_on_behalf_of(token)
+                    await room.acquire_on_behalf_of(token)
+                    nursery.start_soon(self._fill, handle, ref, offset, (window, room), token)
+        finally:
+            handle.close()
+
+    async def _fill(
+        self,
+        handle: WriteHandle,
+        ref: BlockRef,
+        offset: int,
+        limits: tuple[trio.CapacityLimiter, ...],
+        token: object,
+    ) -> None:
+        try:
+            data = await self._source.block(ref, bulk=True)
+            await self._threads.run(handle.write_at, offset, data)
+        finally:
+            for limit in limits:
+                limit.release_on_behalf_of(token)
+
+
+def _largest(blocks: list[tuple[BlockRef, int]]) -> int:
+    return max(ref.length for ref, _ in blocks)
+
+
+def _open_part(fs: FileSystem, path: str, size: int) -> WriteHandle:
+    try:
+        handle = fs.create(path)
+    except FileExistsError:
+        handle = fs.open_write(path)
+    handle.truncate(size)
+    return handle
+
+
+def _rename_over(fs: FileSystem, part: str, swap: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        fs.unlink(swap)  # a whole file of an earlier try that was never exchanged
+    fs.rename(part, swap)
+
+
+def _missing(
+    handle: WriteHandle, blocks: list[tuple[BlockRef, int]], key: bytes
+) -> list[tuple[BlockRef, int]]:
+    """The blocks that the part does not hold yet; what a crash tore is among them."""
+    if not handle.stat().blocks:
+        return blocks
+    return [
+        (ref, offset)
+        for ref, offset in blocks
+        if block_id(key, handle.read_at(offset, ref.length)) != ref.block
+    ]

@@ -1,0 +1,239 @@
+"""Disk → tree: turns what a scan found into slot writes, entries and disk rows, in one transaction.
+
+What a person saw is the disk row. So an edit builds on the row's version: if somebody else's newer
+version had not reached this disk, the two are concurrent, a conflict and never an overwrite. A
+deletion counts only if the row's revision is still the view row's; otherwise only our disk row
+goes, and what the person had not seen comes back. What already is as the view wants it is adopted
+without a write: that is what a crash between a disk operation and its commit leaves behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from crdt import entry as entries
+from crdt.actions import Writer
+from crdt.errors import IntegrityError
+from crdt.ids import ItemId
+from crdt.slot import Kind, Slot
+from crdt.tree import ViewRow
+from crdt.version_vector import EMPTY, VersionVector
+from node.files.port import Stat
+from node.index.disk_rows import DiskRow
+from node.sync.folder import Folder
+from node.sync.observed import Created, Deleted, Described, Edited, Moved, Observed, Touched
+from node.sync.planner import adopts, sure_ctime_ns
+
+ENTRY_WRITES_MAX: Final = 1_000  # slot writes of one entry: 100,000 files make 100 entries
+ENTRY_INLINE_MAX: Final = 1024 * 1024  # bytes of inline content in one entry
+
+
+def commit_observed(folder: Folder, observations: Sequence[Observed]) -> None:
+    """Write what a scan found; durable when it returns."""
+    before = folder.have
+    with folder.transaction():
+        # Moves may permute places: all old places are freed before the first new one is taken.
+        for seen in observations:
+            if isinstance(seen, Moved):
+                folder.disk.drop(seen.row.item)
+        rest = list(observations)
+        while rest:
+            rest = _commit_entry(folder, rest)
+    if folder.have != before:
+        folder.advanced.ring()
+
+
+def _commit_entry(folder: Folder, observations: list[Observed]) -> list[Observed]:
+    """Commit one entry's worth; returns what is left."""
+    device = folder.identity.device
+    writer = Writer(
+        folder.tree,
+        device=device,
+        counter=folder.log.position(device).seq + 1,
+        lamport=folder.log.lamport + 1,
+    )
+    taken: list[tuple[Observed, ItemId]] = []
+    inline = 0
+    for seen in observations:
+        if len(writer.writes) >= ENTRY_WRITES_MAX or inline > ENTRY_INLINE_MAX:
+            break
+        taken.append((seen, _write(folder, seen, writer)))
+        if isinstance(seen, Created | Edited):
+            inline += len(seen.described.draft.inline or b"")
+    changed: set[ItemId] = set()
+    if writer.writes:
+        folder.log.append(_build_entry(folder, writer.writes))
+        changed = folder.tree.apply((item, device, slot) for item, slot in writer.writes)
+    for seen, item in taken:
+        _record(folder, seen, item)
+        changed.add(item)
+    folder.look_at(changed)
+    return observations[len(taken) :]
+
+
+def _build_entry(folder: Folder, writes: Sequence[tuple[ItemId, Slot]]) -> entries.Entry:
+    keys = folder.keys
+    if keys.current is None:
+        raise IntegrityError("no key to write with has reached this device yet")
+    return entries.build_tree(
+        folder.identity.seed,
+        key=keys.epoch(keys.current),
+        after=folder.log.position(folder.identity.device),
+        deps=folder.log.have,
+        lamport=folder.log.lamport + 1,
+        writes=writes,
+        nonce=folder.random.bytes(24),
+    )
+
+
+def _write(folder: Folder, seen: Observed, writer: Writer) -> ItemId:
+    """Add what `seen` means to `writer`; returns the item that it is about."""
+    match seen:
+        case Created():
+            return _write_created(folder, seen, writer)
+        case Edited():
+            return _write_edited(folder, seen, writer)
+        case Moved():
+            item = _actionable(folder, seen.row.item)
+            shown = folder.tree.row(item)
+            place = (folder.tree.representative(seen.parent), seen.name)
+            if shown is None or (shown.parent, shown.name) != place:
+                writer.move(item, seen.parent, seen.name)
+            return item
+        case Deleted():
+            shown = folder.tree.row(seen.row.item)
+            if shown is not None and shown.revision == seen.row.revision:
+                writer.delete(seen.row.item)
+            return seen.row.item
+        case Touched():
+            return seen.row.item
+
+
+def _write_created(folder: Folder, seen: Created, writer: Writer) -> ItemId:
+    draft = seen.described.draft
+    shown = folder.tree.child(folder.tree.representative(seen.parent), seen.name)
+    if (
+        shown is not None
+        and folder.disk.get(shown.item) is None
+        and adopts(shown.content, seen.described.digest, draft.executable)
+    ):
+        return shown.item
+    assert not folder.tree.slots(seen.item), "a fresh item has no slots"
+    writer.create(seen.item, seen.parent, seen.name, draft)
+    return seen.item
+
+
+def _write_edited(folder: Folder, seen: Edited, writer: Writer) -> ItemId:
+    draft, digest = seen.described.draft, seen.described.digest
+    item = _actionable(folder, seen.row.item)
+    shown = folder.tree.row(item)
+    if shown is not None and adopts(shown.content, digest, draft.executable):
+        exact = (shown.content.mtime_ns, digest) == (draft.mtime_ns, digest)
+        if exact or digest != seen.row.digest:
+            return item  # our own exchange, whose commit did not come to pass
+    writer.edit(item, draft, base=seen.row.version)
+    return item
+
+
+def _actionable(folder: Folder, item: ItemId) -> ItemId:
+    """The id under which the view shows what lies on this disk as `item`."""
+    return item if folder.tree.row(item) is not None else folder.tree.representative(item)
+
+
+# --- disk rows ----------------------------------------------------------------------------------
+
+
+def _record(folder: Folder, seen: Observed, item: ItemId) -> None:
+    """Note in the disk rows what the scan saw."""
+    match seen:
+        case Created():
+            _put_described(folder, item, seen.parent, seen.name, seen.described)
+        case Edited():
+            row = folder.disk.get(seen.row.item) or seen.row
+            folder.disk.drop(seen.row.item)
+            _put_described(folder, item, row.parent, row.name, seen.described)
+        case Moved():
+            parent = folder.tree.representative(seen.parent)
+            if item != seen.row.item:
+                folder.disk.rekey(seen.row.item, item)
+            row = replace(seen.row.moved(parent, seen.name), item=item)
+            row = replace(row, revision=_agreed_revision(folder, row, folder.tree.row(item)))
+            put_row(folder, row, seen.stat)
+        case Deleted():
+            folder.disk.drop(seen.row.item)
+            folder.locations.drop(seen.row.item)
+        case Touched():
+            row_now = folder.disk.get(seen.row.item)
+            if row_now is not None:
+                put_row(folder, row_now, seen.stat)
+
+
+def _put_described(
+    folder: Folder, item: ItemId, parent: ItemId, name: str, described: Described
+) -> None:
+    draft, stat = described.draft, described.stat
+    row = DiskRow(
+        item=item,
+        parent=folder.tree.representative(parent),
+        name=name,
+        kind=draft.kind,
+        version=_version_on_disk(folder, item, described),
+        digest=described.digest,
+        revision=0,
+        shown_name=name,
+        inode=stat.inode,
+        size=stat.size,
+        mtime_ns=stat.mtime_ns,
+        ctime_ns=stat.ctime_ns,
+        executable=stat.executable,
+        profile=0 if draft.manifest is None else int(draft.manifest.profile),
+    )
+    row = replace(row, revision=_agreed_revision(folder, row, folder.tree.row(item)))
+    put_row(folder, row, stat)
+    folder.locations.replace(item, described.blocks)
+    folder.locations.put_nodes(described.nodes)
+
+
+def _version_on_disk(folder: Folder, item: ItemId, described: Described) -> VersionVector:
+    """The content version that the bytes on the disk are; EMPTY when it is only almost that one.
+
+    With EMPTY the planner sets mtime and executable bit as the view wants them.
+    """
+    shown = folder.tree.row(item)
+    own = folder.tree.slots(item).get(folder.identity.device)
+    draft = described.draft
+    for content in (shown and shown.content, own and own.content):
+        if content is None or content.digest != described.digest:
+            continue
+        if draft.kind is not Kind.FILE:
+            return content.version
+        if (content.mtime_ns, content.executable) == (draft.mtime_ns, draft.executable):
+            return content.version
+    return EMPTY
+
+
+def _agreed_revision(folder: Folder, row: DiskRow, shown: ViewRow | None) -> int:
+    """The view row's revision if the disk shows just that, 0 otherwise.
+
+    A person who deletes what lies here has seen no more than this.
+    """
+    if shown is None:
+        return 0
+    seen = row.kind is Kind.DIRECTORY or row.version == shown.content.version
+    return shown.revision if seen else 0
+
+
+def put_row(folder: Folder, row: DiskRow, stat: Stat) -> None:
+    """Store `row` with what lstat said, and with the doubt that a fresh timestamp leaves."""
+    folder.disk.put(
+        replace(
+            row,
+            inode=stat.inode,
+            size=stat.size,
+            mtime_ns=stat.mtime_ns,
+            ctime_ns=sure_ctime_ns(stat, folder.clock.wall_ns()),
+            executable=stat.executable,
+        )
+    )

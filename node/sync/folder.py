@@ -1,0 +1,185 @@
+"""One synced folder's state: log, tree, disk rows, roster, keys, and which items need work.
+
+It changes in three ways, each one SQLite transaction, and all of it synchronous on the event loop,
+so that nothing slips in between a look and a write:
+
+- `node.sync.commit` turns what a scan found into entries of our own,
+- `node.sync.intake` takes other devices' entries in,
+- `node.sync.place` records what was done on the disk.
+
+When a transaction returns, its entries are durable and may be sent or acknowledged. A process that
+dies in it has changed nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+from crdt import entry as entries
+from crdt.ids import FolderId, ItemId
+from crdt.roster import Roster
+from crdt.roster_ops import Op, pack_ops
+from crdt.slot import Content, Kind
+from crdt.tree import ViewRow
+from crdt.version_vector import EMPTY, VersionVector
+from node.blocks.locate import Locations
+from node.index.database import Database
+from node.index.disk_rows import DiskRow, DiskRows
+from node.index.log import Log
+from node.index.view import TreeIndex
+from node.ports import Clock, Random
+from node.sync.bell import Bell
+from node.sync.planner import plan_item
+from transport.identity import Identity
+
+class Folder:
+    """State of one folder: log, tree, disk rows, roster, keys, and which items need work."""
+
+    def __init__(
+        self,
+        *,
+        folder: FolderId,
+        database: Database,
+        identity: Identity,
+        clock: Clock,
+        random: Random,
+        invitation_seed: bytes | None = None,
+        bootstrap: Iterable[bytes] = (),
+    ) -> None:
+        """Args: `bootstrap` are roster entries known from joining, before the log holds them;
+        their signatures have been checked.
+        """
+        self.id = folder
+        self.database = database
+        self.identity = identity
+        self.clock = clock
+        self.random = random
+        self._seeds = [identity.seed] + ([invitation_seed] if invitation_seed else [])
+        self._bootstrap = [entries.Entry.from_bytes(data) for data in bootstrap]
+        self.log = Log(database.connection)
+        self.tree = TreeIndex(database.connection)
+        self.disk = DiskRows(database.connection)
+        self.locations = Locations(database.connection)
+        self.pending: dict[ItemId, None] = {}  # items to look at, oldest first
+        self.advanced = Bell()  # rings when the log or `complete` grew
+        self.work = Bell()  # rings when `pending` grew
+        self._complete = EMPTY
+        self.reload_roster()
+
+    # --- the roster ---------------------------------------------------------------------------
+
+    def reload_roster(self) -> None:
+        """Fold the roster again: after a roster entry came in, or a rollback."""
+        known = {entry.hash: entry for entry in self._bootstrap}
+        for data in self.log.roster_entries():
+            entry = entries.Entry.from_bytes(data)
+            known[entry.hash] = entry
+        self.roster = Roster.fold(self.id, known.values())
+        self.keys = self.roster.keys(*self._seeds)
+        self.roster_entries = tuple(entry.to_bytes() for entry in known.values())
+
+    @property
+    def block_key(self) -> bytes:
+        """Keys the hash that names this folder's blocks."""
+        return self.keys.block_id_key
+
+    def commit_roster(self, operations: Iterable[Op]) -> None:
+        """Write a roster entry of our own; durable when it returns."""
+        entry = entries.build(
+            self.identity.seed,
+            folder=self.id,
+            after=self.log.position(self.identity.device),
+            deps=self.log.have,
+            lamport=self.log.lamport + 1,
+            kind=entries.EntryKind.ROSTER,
+            body=pack_ops(operations),
+        )
+        with self.transaction():
+            self.log.append(entry)
+        self.reload_roster()
+        self.advanced.ring()
+
+    # --- what is here ---------------------------------------------------------------------------
+
+    @property
+    def have(self) -> VersionVector:
+        """What is durable here: device → seq."""
+        return self.log.have
+
+    @property
+    def complete(self) -> VersionVector:
+        """The newest log position whose whole content lies on this disk."""
+        if not self.pending:
+            self._complete = self.log.have
+        return self._complete
+
+    def new_item(self) -> ItemId:
+        """A fresh item id."""
+        return ItemId(self.random.bytes(16))
+
+    def directory_item(self, parent: ItemId, name: str) -> ItemId:
+        """The item of a directory just found: one that the view shows there, or a fresh one."""
+        row = self.tree.child(self.tree.representative(parent), name)
+        if (
+            row is not None
+            and row.content.kind is Kind.DIRECTORY
+            and self.disk.get(row.item) is None
+        ):
+            return row.item
+        return self.new_item()
+
+    def known_content(self, row: DiskRow | None) -> Content | None:
+        """The content that `row` speaks of, so that a re-scan can start from its block list."""
+        if row is None:
+            return None
+        for slot in self.tree.slots(row.item).values():
+            if slot.content is not None and slot.content.version == row.version:
+                return slot.content
+        return None
+
+    # --- what needs work --------------------------------------------------------------------
+
+    def look_at(self, items: Iterable[ItemId]) -> None:
+        """Compare the view rows of `items` with their disk rows; what differs becomes pending.
+
+        Call it inside the transaction that changed them, or after it.
+        """
+        before = len(self.pending)
+        for item in items:
+            self._look_at(item)
+        if len(self.pending) > before:
+            self.work.ring()
+
+    def _look_at(self, item: ItemId) -> None:
+        shown, row = self.tree.row(item), self.disk.get(item)
+        plan = plan_item(shown, row, self.disk_name(shown))
+        if plan.touches_disk:
+            self.pending[item] = None
+            return
+        self.pending.pop(item, None)
+        if plan.note and shown is not None:
+            self.disk.note(item, shown.content.version, shown.revision)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One index transaction; what is kept in memory follows a rollback."""
+        try:
+            with self.database.transaction():
+                yield
+        except BaseException:
+            self.log.reload()
+            self.reload_roster()
+            raise
+
+    def look_at_all(self) -> None:
+        """Compare every view row with its disk row: at the start, once."""
+        with self.transaction():
+            self.look_at([shown.item for shown in self.tree.all_rows()])
+            self.look_at(list(self.disk.all_items()))
+        self.advanced.ring()
+
+    def disk_name(self, shown: ViewRow | None) -> str | None:
+        """The name that this disk gives a row where it cannot hold the row's own; else None."""
+        del shown  # every Linux disk holds every name that the tree allows; aliases come later
+        return None

@@ -1,0 +1,91 @@
+"""Records in the index what the applier did on the disk, in one transaction a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from crdt.codec import pack
+from crdt.slot import Kind
+from crdt.tree import ViewRow
+from node.files.applier import MakeDirectory, Outcome, Place, Relocate, Remove, SetMetadata
+from node.files.port import Stat
+from node.index.disk_rows import PARKED, DiskRow
+from node.sync.commit import put_row
+from node.sync.folder import Folder
+
+if TYPE_CHECKING:
+    from node.sync.apply import Job
+
+
+def record(folder: Folder, done: Sequence[tuple[Job, Outcome]]) -> None:
+    """Make the disk rows say what lies on the disk now."""
+    with folder.transaction():
+        for job, outcome in done:
+            _record(folder, job, outcome)
+        folder.look_at([job.item for job, _ in done])
+
+
+def _record(folder: Folder, job: Job, outcome: Outcome) -> None:
+    work, shown, row, stat = job.work, job.shown, job.row, outcome.stat
+    if outcome.displaced and isinstance(work, Place | Remove) and row is not None:
+        _record_displaced(folder, row, work.target, work.history)
+    match work:
+        case Remove():
+            folder.disk.drop(job.item)
+            folder.locations.drop(job.item)
+        case Relocate():
+            assert row is not None and stat is not None
+            if shown is None:
+                put_row(folder, row.moved(PARKED, f"{job.item.hex()}.parked"), stat)
+                return
+            name = folder.disk_name(shown) or shown.name
+            moved = replace(row.moved(shown.parent, name), shown_name=shown.name)
+            if row.version == shown.content.version or row.kind is Kind.DIRECTORY:
+                moved = replace(moved, revision=shown.revision)
+            put_row(folder, moved, stat)
+        case MakeDirectory() | Place() | SetMetadata():
+            assert shown is not None and stat is not None
+            put_row(folder, _row_of(folder, job, shown, stat), stat)
+            if job.assembled is not None:
+                folder.locations.replace(job.item, job.assembled.blocks)
+                folder.locations.put_nodes(job.assembled.nodes)
+            elif isinstance(work, Place):
+                folder.locations.drop(job.item)
+
+
+def _row_of(folder: Folder, job: Job, shown: ViewRow, stat: Stat) -> DiskRow:
+    content = shown.content
+    return DiskRow(
+        item=job.item,
+        parent=shown.parent,
+        name=folder.disk_name(shown) or shown.name,
+        kind=content.kind,
+        version=content.version,
+        digest=content.digest,
+        revision=shown.revision,
+        shown_name=shown.name,
+        inode=stat.inode,
+        size=stat.size,
+        mtime_ns=stat.mtime_ns,
+        ctime_ns=stat.ctime_ns,
+        executable=stat.executable,
+        profile=0 if content.manifest is None else int(content.manifest.profile),
+    )
+
+
+def _record_displaced(folder: Folder, row: DiskRow, path: str, file: str) -> None:
+    folder.database.connection.execute(
+        "INSERT INTO displaced (item, path, version, digest, size, time_ns, file) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            row.item,
+            path,
+            pack(row.version.to_wire()),
+            row.digest,
+            row.size,
+            folder.clock.wall_ns(),
+            file,
+        ),
+    )

@@ -1,0 +1,126 @@
+"""At the start, before anything else: what a crash left in `.shoal/tmp`.
+
+    *.part     a transfer that goes on where it was; left alone
+    *.swap     whole content before an exchange, or, after one, what it displaced
+    *.parked   an item that waited for its place; its disk row is told where it lies
+
+A `*.swap` file may be the only copy of an edit made in the very moment of an exchange. So nothing
+here is deleted: what is not the content that the view wants goes to `.shoal/history`, and if no
+version of the item has these bytes, a copy is put beside the item, for the next scan to find.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Final
+
+from crdt.errors import ShoalError
+from crdt.ids import ITEM_ID_SIZE, ItemId
+from node.files.port import FileSystem, StatKind, join
+from node.index.disk_rows import PARKED
+from node.sync.assemble import MEMORY_SIZE_MAX
+from node.sync.commit import put_row
+from node.sync.describe import Job, describe_all
+from node.sync.folder import Folder
+from node.sync.observed import Described
+
+logger = logging.getLogger("shoal.recovery")
+
+TMP: Final = ".shoal/tmp"
+HISTORY: Final = ".shoal/history"
+
+
+def recover(folder: Folder, fs: FileSystem) -> list[str]:
+    """Deal with what lies in `.shoal/tmp`; returns what people should know. Runs inline."""
+    notes: list[str] = []
+    for entry in fs.scandir(TMP):
+        stem, _, ending = entry.name.rpartition(".")
+        item = _item_of(stem)
+        path = join(TMP, entry.name)
+        if ending == "parked" and item is not None:
+            _recover_parked(folder, fs, item, entry.name)
+        elif ending == "swap" and entry.stat.kind is not StatKind.OTHER:
+            note = _recover_swap(folder, fs, item, path)
+            if note is not None:
+                notes.append(note)
+    return notes
+
+
+def _item_of(stem: str) -> ItemId | None:
+    try:
+        return ItemId(bytes.fromhex(stem[: 2 * ITEM_ID_SIZE]))
+    except ValueError:
+        return None
+
+
+def _recover_parked(folder: Folder, fs: FileSystem, item: ItemId, name: str) -> None:
+    row = folder.disk.get(item)
+    if row is None or row.parent == PARKED:
+        if row is None:
+            fs.rename(join(TMP, name), f"recovered {name}")
+        return
+    with folder.transaction():
+        put_row(folder, row.moved(PARKED, name), fs.lstat(join(TMP, name)))
+
+
+def _recover_swap(folder: Folder, fs: FileSystem, item: ItemId | None, path: str) -> str | None:
+    described = _describe(folder, fs, item, path)
+    shown = None if item is None else folder.tree.row(item)
+    if item is not None and described is not None:
+        if shown is not None and described.digest == shown.content.digest:
+            if shown.content.size > MEMORY_SIZE_MAX:
+                # Whole, but perhaps not exchanged yet: the transfer picks it up again.
+                part = f"{TMP}/{item.hex()}-{shown.content.digest.hex()[:16]}.part"
+                with contextlib.suppress(FileExistsError):
+                    fs.rename(path, part)
+                    return None
+            fs.rename(path, join(HISTORY, folder.random.bytes(12).hex()))
+            return None
+        if _is_known(folder, item, described.digest):
+            fs.rename(path, join(HISTORY, folder.random.bytes(12).hex()))
+            return None
+    target = _free_name(folder, fs, item)
+    fs.rename(path, target)
+    return f"an edit that was made while Shoal was stopped by force lies in '{target}'"
+
+
+def _describe(
+    folder: Folder, fs: FileSystem, item: ItemId | None, path: str
+) -> Described | None:
+    row = None if item is None else folder.disk.get(item)
+    try:
+        kind = fs.lstat(path).kind
+        job = Job(path, kind, folder.known_content(row))
+        (described,) = describe_all(fs, [job], folder.block_key)
+    except (OSError, ShoalError):
+        return None
+    return described if isinstance(described, Described) else None
+
+
+def _is_known(folder: Folder, item: ItemId, digest: bytes) -> bool:
+    row = folder.disk.get(item)
+    if row is not None and row.digest == digest:
+        return True
+    contents = (slot.content for slot in folder.tree.slots(item).values())
+    return any(content is not None and content.digest == digest for content in contents)
+
+
+def _free_name(folder: Folder, fs: FileSystem, item: ItemId | None) -> str:
+    path = None if item is None else folder.disk.path(item)
+    base = path if path and not path.startswith(".shoal") else "file"
+    directory, _, name = base.rpartition("/")
+    stem, dot, ending = name.rpartition(".")
+    if not stem:
+        stem, dot, ending = name, "", ""
+    number = 1
+    while True:
+        tail = "" if number == 1 else f" {number}"
+        candidate = join(directory, f"{stem} (recovered{tail}){dot}{ending}")
+        try:
+            fs.lstat(candidate)
+        except FileNotFoundError:
+            return candidate
+        number += 1
+
+

@@ -1,0 +1,326 @@
+"""Disk → tree: walks what may have changed, reads what did, and commits it.
+
+One `Scan` serves one run, over dirty paths or over everything. It goes from the top down, so a new directory has its
+item before its children name it. Creations and edits are committed in batches as the walk goes; **deletions wait for
+the end of the run**, since what is missing here may turn up there as a move, and are checked once more then.
+
+Nothing is read under the disk lock but listings; a file is read without it, and taken only if its stat is the same
+before and after. If the process dies at any point, the next full scan finds the same differences again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from crdt.ids import ROOT, ItemId
+from crdt.slot import Kind
+from node.files.port import FileSystem, Stat, StatKind, join
+from node.files.scanner import Differences, Listing, compare, is_gone, observe
+from node.index.disk_rows import DiskRow
+from node.ports import Threads
+from node.sync.commit import commit_observed
+from node.sync.describe import Job, Unreadable, describe_all
+from node.sync.folder import Folder
+from node.sync.observed import (
+    Created,
+    Deleted,
+    Described,
+    Edited,
+    Moved,
+    Observed,
+    Touched,
+    described_directory,
+)
+from node.sync.planner import same_file_moved
+
+logger = logging.getLogger("shoal.scan")
+
+BATCH_FILES_MAX: Final = 1_000  # observations a commit
+READ_FILES_MAX: Final = 64  # files described in one visit to a worker thread
+READ_SIZE_MAX: Final = 8 * 1024 * 1024  # bytes in one such visit; a larger file goes alone
+TWINS_MAX: Final = 8  # rows of equal content that are asked whether they moved
+
+
+@dataclass(slots=True)
+class ScanReport:
+    """What one run did; `retry` are paths that changed while they were read."""
+
+    files: int = 0
+    bytes: int = 0
+    retry: set[str] = field(default_factory=set)
+    warnings: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A path whose content must be read: new, or changed since `row`."""
+
+    path: str
+    parent: ItemId
+    name: str
+    stat: Stat
+    row: DiskRow | None
+
+
+class Scan:
+    """One run over dirty paths or the whole folder."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        fs: FileSystem,
+        threads: Threads,
+        disk_lock: trio.Lock,
+        *,
+        ignored: Callable[[str, bool], bool],
+        progress: Callable[[int, int], None] = lambda _files, _bytes: None,
+    ) -> None:
+        self._folder = folder
+        self._fs = fs
+        self._threads = threads
+        self._lock = disk_lock
+        self._ignored = ignored
+        self._progress = progress
+        self._batch: list[Observed] = []
+        self._missing: dict[ItemId, DiskRow] = {}
+        self._moved: set[ItemId] = set()
+        self.report = ScanReport()
+
+    async def everything(self) -> ScanReport:
+        """Walk the whole folder."""
+        await self._visit("", ROOT, names=None, deep=True, fresh=False)
+        return await self._finish()
+
+    async def paths(self, dirty: Iterable[str]) -> None:
+        """Look at some paths; call `finish` when no more of them come."""
+        groups: dict[str, set[str]] = {}
+        for path in dirty:
+            directory, name = self._nearest_known(path)
+            groups.setdefault(directory, set()).add(name)
+        for directory in sorted(groups):
+            item = ROOT
+            if directory:
+                row = self._folder.disk.resolve(directory)
+                if row is None or row.kind is not Kind.DIRECTORY:
+                    continue  # it went while we looked elsewhere; its parent is dirty too
+                item = row.item
+            await self._visit(
+                directory, item, names=frozenset(groups[directory]), deep=False, fresh=False
+            )
+
+    async def finish(self) -> ScanReport:
+        """Commit what is left, deletions last."""
+        return await self._finish()
+
+    @property
+    def has_missing(self) -> bool:
+        """True when something seems deleted; a little patience may show that it moved."""
+        return bool(self._missing)
+
+    def _nearest_known(self, path: str) -> tuple[str, str]:
+        """The deepest directory with a disk row on the way to `path`, and the next name below it."""
+        directory, parent = "", ROOT
+        parts = path.split("/")
+        for name in parts[:-1]:
+            row = self._folder.disk.at(parent, name)
+            if row is None or row.kind is not Kind.DIRECTORY:
+                return directory, name
+            directory = f"{directory}/{name}" if directory else name
+            parent = row.item
+        return directory, parts[-1]
+
+    async def _visit(
+        self, path: str, item: ItemId, *, names: frozenset[str] | None, deep: bool, fresh: bool
+    ) -> None:
+        """Compare one directory (or some names in it) and walk down where needed."""
+        stack = [(path, item, names, fresh)]
+        while stack:
+            path, item, names, fresh = stack.pop()
+            async with self._lock:
+                listing = await self._threads.run(observe, self._fs, path, names)
+            if listing.error is not None:
+                self._warn_listing(listing)
+                continue
+            rows = {} if fresh else self._rows(item, listing)
+            found = compare(listing, rows, lambda n, d, p=path: self._ignored(join(p, n), d))
+            for name, why in found.unsyncable:
+                self.report.warnings[join(path, name)] = f"not synced: {why}"
+            for row in found.missing:
+                self._missing.setdefault(row.item, row)
+            for directory, child, is_new in await self._take(path, item, found):
+                stack.append((directory, child, None, is_new))
+            for row in found.same:
+                if row.kind is Kind.DIRECTORY and deep:
+                    stack.append((join(path, row.name), row.item, None, False))
+
+    def _rows(self, item: ItemId, listing: Listing) -> dict[str, DiskRow]:
+        if listing.names is None:
+            return self._folder.disk.children(item)
+        found = ((name, self._folder.disk.at(item, name)) for name in listing.names)
+        return {name: row for name, row in found if row is not None}
+
+    def _warn_listing(self, listing: Listing) -> None:
+        assert listing.error is not None
+        if not is_gone(listing.error):
+            where = listing.path or "the folder itself"
+            self.report.warnings[listing.path] = (
+                f"{where} cannot be listed ({listing.error.strerror}); nothing in it is taken for deleted"
+            )
+
+    async def _take(
+        self, path: str, parent: ItemId, found: Differences
+    ) -> list[tuple[str, ItemId, bool]]:
+        """Record what `found` shows; returns the directories to walk: path, item, is new."""
+        below: list[tuple[str, ItemId, bool]] = []
+        candidates: list[Candidate] = []
+        for row, stat in found.changed:
+            place = join(path, row.name)
+            if row.inode != stat.inode and await self._is_move(stat, row, place) is not None:
+                self._missing.setdefault(row.item, row)
+                found.new.append((row.name, stat))
+            elif row.kind is Kind.DIRECTORY:
+                self._batch.append(Touched(row, stat))
+                below.append((place, row.item, False))
+            else:
+                candidates.append(Candidate(place, parent, row.name, stat, row))
+        for name, stat in found.new:
+            place = join(path, name)
+            source = await self._is_move(stat, None, place)
+            if source is not None:
+                self._take_move(source, parent, name, stat)
+                if source.kind is Kind.DIRECTORY:
+                    below.append((place, source.item, False))
+            elif stat.kind is StatKind.DIRECTORY:
+                item = self._folder.directory_item(parent, name)
+                self._batch.append(Created(item, parent, name, described_directory(stat)))
+                below.append((place, item, True))
+            else:
+                candidates.append(Candidate(place, parent, name, stat, None))
+        await self._read(candidates)
+        return below
+
+    def _take_move(self, source: DiskRow, parent: ItemId, name: str, stat: Stat) -> None:
+        self._moved.add(source.item)
+        self._missing.pop(source.item, None)
+        self._batch.append(Moved(source, parent, name, stat))
+
+    async def _is_move(self, stat: Stat, here: DiskRow | None, place: str) -> DiskRow | None:
+        """The row of what lies here now and lay elsewhere before, judged by its inode."""
+        for row in self._folder.disk.with_inode(stat.inode):
+            if row is here or row.item in self._moved or (here and row.item == here.item):
+                continue
+            if not same_file_moved(stat, row):
+                continue
+            if await self._left(row, place):
+                return row
+        return None
+
+    async def _left(self, row: DiskRow, place: str) -> bool:
+        """True when `row`'s own place no longer holds its inode, so what we see is a move, not a link."""
+        old = self._folder.disk.path(row.item)
+        if old is None or old == place:
+            return False
+        try:
+            stat = await self._threads.run(self._fs.lstat, old)
+        except OSError as error:
+            return is_gone(error)
+        return stat.inode != row.inode
+
+    async def _read(self, candidates: list[Candidate]) -> None:
+        """Read the candidates' content in worker threads, small files many at a time."""
+        group: list[Candidate] = []
+        size = 0
+        for candidate in candidates:
+            if group and (size + candidate.stat.size > READ_SIZE_MAX or len(group) >= READ_FILES_MAX):
+                await self._read_group(group)
+                group, size = [], 0
+            group.append(candidate)
+            size += candidate.stat.size
+        if group:
+            await self._read_group(group)
+
+    async def _read_group(self, group: list[Candidate]) -> None:
+        jobs = [Job(c.path, c.stat.kind, self._folder.known_content(c.row)) for c in group]
+        results = await self._threads.run(describe_all, self._fs, jobs, self._folder.block_key)
+        for candidate, result in zip(group, results, strict=True):
+            if isinstance(result, Described):
+                await self._take_described(candidate, result)
+                self.report.files += 1
+                self.report.bytes += result.stat.size
+            elif result.changing:
+                self.report.retry.add(candidate.path)
+            elif not result.gone:
+                self.report.warnings[candidate.path] = result.reason
+        self._progress(self.report.files, self.report.bytes)
+        if len(self._batch) >= BATCH_FILES_MAX:
+            self._commit()
+
+    async def _take_described(self, candidate: Candidate, described: Described) -> None:
+        row, stat = candidate.row, described.stat
+        if row is not None:
+            same = (row.digest, row.mtime_ns, row.executable)
+            now = (described.digest, stat.mtime_ns, stat.executable)
+            self._batch.append(Touched(row, stat) if same == now else Edited(row, described))
+            return
+        source = await self._moved_by_content(candidate, described)
+        if source is not None:
+            self._take_move(source, candidate.parent, candidate.name, stat)
+            if (stat.mtime_ns, stat.executable) != (source.mtime_ns, source.executable):
+                self._batch.append(Edited(source, described))
+            return
+        item = self._folder.new_item()
+        self._batch.append(Created(item, candidate.parent, candidate.name, described))
+
+    async def _moved_by_content(self, candidate: Candidate, described: Described) -> DiskRow | None:
+        """A row of equal content whose file is gone: copied elsewhere and deleted, as `mv` does between disks."""
+        if described.draft.kind is not Kind.FILE or not described.draft.size:
+            return None
+        for row in self._folder.disk.with_digest(described.digest, TWINS_MAX):
+            if row.item not in self._moved and await self._left(row, candidate.path):
+                return row
+        return None
+
+    def _commit(self) -> None:
+        batch, self._batch = self._batch, []
+        if batch:
+            commit_observed(self._folder, batch)
+
+    async def _finish(self) -> ScanReport:
+        self._commit()
+        gone = [row for row in self._missing.values() if row.item not in self._moved]
+        self._missing = {}
+        deleted: list[Observed] = []
+        async with self._lock:
+            for row in gone:
+                if await self._is_gone(row):
+                    deleted += [Deleted(below) for below in self._below(row)]
+            for start in range(0, len(deleted), BATCH_FILES_MAX):
+                commit_observed(self._folder, deleted[start : start + BATCH_FILES_MAX])
+        return self.report
+
+    async def _is_gone(self, row: DiskRow) -> bool:
+        """Ask once more: a listing may miss what is renamed meanwhile."""
+        parent = self._folder.disk.path(row.parent)
+        if parent is None:
+            return False  # its directory is being moved or went itself, with all its rows
+        try:
+            stat = await self._threads.run(self._fs.lstat, join(parent, row.name))
+        except OSError as error:
+            return is_gone(error)
+        return stat.inode != row.inode or stat.kind != row.kind
+
+    def _below(self, top: DiskRow) -> Iterator[DiskRow]:
+        """`top` and what lay below it, but for what was found elsewhere in this run."""
+        stack = [top]
+        while stack:
+            row = stack.pop()
+            if row.item in self._moved:
+                continue
+            yield row
+            if row.kind is Kind.DIRECTORY:
+                stack.extend(self._folder.disk.children(row.item).values())

@@ -1,0 +1,176 @@
+"""Decides when to scan what: dirty paths soon after they fall quiet, everything now and then.
+
+The watcher only hints. A path is scanned 20 ms after its first event; one that keeps changing backs
+off, doubling up to 10 s. A full scan runs at the start, when the watcher lost track, and once an
+hour. Only one scan runs at a time, so a path is never read twice at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from node.sync.bell import Bell
+from node.sync.scan import Scan, ScanReport
+
+logger = logging.getLogger("shoal.watch")
+
+QUIET_S: Final = 0.02  # from the first event of a path to its scan
+BACKOFF_MAX_S: Final = 10.0
+CALM_S: Final = 15.0  # a path that was still this long starts at QUIET_S again
+FULL_EVERY_S: Final = 3600.0
+PATIENCE_S: Final = 0.06  # for the other half of a move, before something counts as deleted
+DIRTY_MAX: Final = 50_000  # paths; beyond that a full scan is cheaper
+
+
+@dataclass(slots=True)
+class Busy:
+    """A path that was scanned lately: how long to leave it alone, and since when."""
+
+    delay_s: float
+    scanned_at: float
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the present scan is."""
+
+    full: bool = False
+    files: int = 0
+    bytes: int = 0
+
+
+class ScanService:
+    """Runs scans for one folder, one at a time."""
+
+    def __init__(
+        self,
+        make_scan: Callable[[Callable[[int, int], None]], Scan],
+        *,
+        allowed: Callable[[], bool],
+        on_report: Callable[[ScanReport], None],
+    ) -> None:
+        """Args:
+        make_scan: A fresh `Scan` that reports progress to the function given.
+        allowed: False while the folder is paused or stopped, asked before each scan.
+        on_report: Told what each scan did.
+        """
+        self._make_scan = make_scan
+        self._allowed = allowed
+        self._on_report = on_report
+        self._due: dict[str, float] = {}
+        self._busy: dict[str, Busy] = {}
+        self._full_at = 0.0
+        self._wake = Bell()
+        self.done = Bell()  # rings after every scan
+        self.progress: Progress | None = None
+        self.first_done = False
+
+    @property
+    def quiet(self) -> bool:
+        """True when nothing is scanned or waits for it."""
+        return self.first_done and self.progress is None and not self._due
+
+    def hint(self, paths: Iterable[str]) -> None:
+        """Something may have changed at these paths."""
+        now = trio.current_time()
+        for path in paths:
+            if path in self._due:
+                continue
+            busy = self._busy.get(path)
+            delay = QUIET_S
+            if busy is not None:
+                if now - busy.scanned_at > max(CALM_S, 2 * busy.delay_s):
+                    del self._busy[path]
+                else:
+                    delay = busy.delay_s
+            self._due[path] = now + delay
+        if len(self._due) > DIRTY_MAX:
+            self.everything()
+        self._wake.ring()
+
+    def everything(self) -> None:
+        """The watcher lost track, or somebody asks: look at the whole folder soon."""
+        self._due.clear()
+        self._full_at = 0.0
+        self._wake.ring()
+
+    async def scan_now(self) -> None:
+        """Ask for a full scan and wait until one that began after this call is done."""
+        if self.progress is not None:
+            await self.done.wait_past(self.done.count)
+        count = self.done.count
+        self.everything()
+        await self.done.wait_past(count)
+
+    async def serve(self) -> None:
+        """Scan until cancelled."""
+        while True:
+            seen = self._wake.count
+            now = trio.current_time()
+            if self._allowed() and now >= self._full_at:
+                self._full_at = now + FULL_EVERY_S
+                self._due.clear()
+                await self._run(full=True)
+            elif self._allowed() and (ready := self._take_ready(now)):
+                await self._run(full=False, paths=ready)
+            else:
+                next_at = min((*self._due.values(), self._full_at)) if self._allowed() else now + 1
+                with trio.move_on_at(max(next_at, now + 0.001)):
+                    await self._wake.wait_past(seen)
+
+    def _take_ready(self, now: float) -> set[str]:
+        ready = {path for path, due in self._due.items() if due <= now}
+        for path in ready:
+            del self._due[path]
+        return ready
+
+    async def _run(self, *, full: bool, paths: Iterable[str] = ()) -> None:
+        progress = self.progress = Progress(full)
+
+        def advance(files: int, size: int) -> None:
+            progress.files, progress.bytes = files, size
+
+        scan = self._make_scan(advance)
+        try:
+            report = await (scan.everything() if full else self._run_paths(scan, set(paths)))
+        finally:
+            self.progress = None
+        if full:
+            self.first_done = True
+        self._on_report(report)
+        for path in report.retry:
+            self._back_off(path)
+        self.hint(report.retry)
+        self.done.ring()
+
+    async def _run_paths(self, scan: Scan, paths: set[str]) -> ScanReport:
+        for path in paths:
+            self._back_off(path)
+        await scan.paths(paths)
+        if scan.has_missing:
+            # What is missing here may be about to turn up elsewhere: wait for the watcher's word.
+            seen = self._wake.count
+            with trio.move_on_after(PATIENCE_S):
+                await self._wake.wait_past(seen)
+            late = set(self._due)
+            self._due.clear()
+            await scan.paths(late)
+        return await scan.finish()
+
+    def _back_off(self, path: str) -> None:
+        now = trio.current_time()
+        busy = self._busy.get(path)
+        if busy is None or now - busy.scanned_at > CALM_S:
+            delay = QUIET_S
+        else:
+            delay = min(BACKOFF_MAX_S, busy.delay_s * 2)
+        self._busy[path] = Busy(delay, now)
+        if len(self._busy) > DIRTY_MAX:
+            self._busy.clear()
+
+

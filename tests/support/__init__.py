@@ -1,0 +1,1 @@
+"""Helpers for tests that run the real program: namespaces, processes, trees, packets."""

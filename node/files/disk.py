@@ -116,9 +116,10 @@ class DiskFileSystem:
         """See `FileSystem`."""
         return self._open_file(path, os.O_RDWR)
 
-    def mkdir(self, path: str) -> None:
+    def mkdir(self, path: str, *, private: bool = False) -> None:
         """See `FileSystem`."""
-        self._at(path, lambda name, fd: os.mkdir(name, 0o777, dir_fd=fd))
+        mode = 0o700 if private else 0o777
+        self._at(path, lambda name, fd: os.mkdir(name, mode, dir_fd=fd))
 
     def rmdir(self, path: str) -> None:
         """See `FileSystem`."""
@@ -347,12 +348,20 @@ class DiskFile:
         else:
             os.fsync(self._fd)
 
-    def set_metadata(self, *, mtime_ns: int | None, executable: bool | None) -> None:
+    def set_metadata(
+        self,
+        *,
+        mtime_ns: int | None = None,
+        executable: bool | None = None,
+        permissions: int | None = None,
+    ) -> None:
         """See `WriteHandle`."""
         found = os.fstat(self._fd)
-        if executable is not None and executable != _executable(found.st_mode):
-            mode = modes.S_IMODE(found.st_mode)
-            os.fchmod(self._fd, mode | (mode & 0o444) >> 2 if executable else mode & ~0o111)
+        mode = modes.S_IMODE(found.st_mode) if permissions is None else permissions & 0o777
+        if executable is not None and executable != bool(mode & modes.S_IXUSR):
+            mode = mode | (mode & 0o444) >> 2 if executable else mode & ~0o111
+        if mode != modes.S_IMODE(found.st_mode):
+            os.fchmod(self._fd, mode)
         if mtime_ns is not None and mtime_ns != found.st_mtime_ns:
             os.utime(self._fd, ns=(found.st_atime_ns, mtime_ns))
 
@@ -436,4 +445,5 @@ def _to_stat(found: os.stat_result) -> Stat:
         _executable(mode),
         found.st_nlink,
         getattr(found, "st_blocks", -1),
+        mode & 0o777,
     )

@@ -158,9 +158,9 @@ class FaultyFileSystem:
         file = self.plan.run(Operation.OPEN_WRITE, path, self.inner.open_write, path)
         return FaultyWriteFile(file, path, self.plan)
 
-    def mkdir(self, path: str) -> None:
+    def mkdir(self, path: str, *, private: bool = False) -> None:
         """See `FileSystem`."""
-        self.plan.run(Operation.MKDIR, path, self.inner.mkdir, path)
+        self.plan.run(Operation.MKDIR, path, self.inner.mkdir, path, private=private)
 
     def rmdir(self, path: str) -> None:
         """See `FileSystem`."""
@@ -294,7 +294,13 @@ class FaultyWriteFile(FaultyReadFile):
                 self._writable.fail_fsync()
             raise
 
-    def set_metadata(self, *, mtime_ns: int | None, executable: bool | None) -> None:
+    def set_metadata(
+        self,
+        *,
+        mtime_ns: int | None = None,
+        executable: bool | None = None,
+        permissions: int | None = None,
+    ) -> None:
         """See `WriteHandle`."""
         self._plan.run(
             Operation.FILE_SET_METADATA,
@@ -302,4 +308,5 @@ class FaultyWriteFile(FaultyReadFile):
             self._writable.set_metadata,
             mtime_ns=mtime_ns,
             executable=executable,
+            permissions=permissions,
         )

@@ -39,7 +39,7 @@ from node.files.port import (
     split_parent,
     split_path,
 )
-from node.files.portable_names import Personality, storable
+from node.files.portable_names import Personality, possible
 
 ROOT_NUMBER: Final = 2  # as on ext4
 DEVICE: Final = 1
@@ -98,16 +98,16 @@ class MemoryFileSystem:
     def create(self, path: str, *, executable: bool = False) -> MemoryFile:
         """See `FileSystem`."""
         inode = self._make(path, StatKind.FILE)
-        inode.executable = inode.saved_executable = executable
+        inode.mode = inode.saved_mode = 0o755 if executable else 0o644
         return MemoryFile(self, inode)
 
     def open_write(self, path: str) -> MemoryFile:
         """See `FileSystem`."""
         return MemoryFile(self, self._regular(path))
 
-    def mkdir(self, path: str) -> None:
+    def mkdir(self, path: str, *, private: bool = False) -> None:
         """See `FileSystem`."""
-        self._make(path, StatKind.DIRECTORY)
+        self._make(path, StatKind.DIRECTORY).mode = 0o700 if private else 0o755
 
     def rmdir(self, path: str) -> None:
         """See `FileSystem`."""
@@ -318,7 +318,7 @@ class MemoryFileSystem:
     def _make(self, path: str, kind: StatKind) -> Inode:
         if self._lookup(path) is not None:
             raise _error(errno.EEXIST, path)
-        if not storable(split_parent(path)[1], self.personality):
+        if not possible(split_parent(path)[1], self.personality):
             raise _error(errno.EINVAL, path)
         inode = self._new(kind)
         inode.links = 1
@@ -430,11 +430,20 @@ class MemoryFile:
         self._alive()
         self._inode.dirty = False
 
-    def set_metadata(self, *, mtime_ns: int | None, executable: bool | None) -> None:
+    def set_metadata(
+        self,
+        *,
+        mtime_ns: int | None = None,
+        executable: bool | None = None,
+        permissions: int | None = None,
+    ) -> None:
         """See `WriteHandle`."""
         fs, inode = self._alive(), self._inode
-        if executable is not None:
-            inode.executable = executable
+        if permissions is not None:
+            inode.mode = permissions & 0o777
+        if executable is not None and executable != inode.executable:
+            readable = (inode.mode & 0o444) >> 2
+            inode.mode = inode.mode | readable if executable else inode.mode & ~0o111
         if mtime_ns is not None:
             inode.mtime_ns = mtime_ns
         inode.ctime_ns = fs.now_ns()

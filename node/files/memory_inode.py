@@ -27,20 +27,25 @@ class Inode:
     data: bytearray = field(default_factory=bytearray)
     target: str = ""
     entries: Names = field(default_factory=dict)
-    executable: bool = False
+    mode: int = 0o644
     mtime_ns: int = 0
     ctime_ns: int = 0
     links: int = 0
     parent: int = 0  # the directory of its newest name
     dirty: bool = False  # something since the last fsync
     saved_data: bytes = b""
-    saved_executable: bool = False
+    saved_mode: int = 0o644
     saved_mtime_ns: int = 0
     saved_ctime_ns: int = 0
 
     def __post_init__(self) -> None:
         self.mtime_ns = self.ctime_ns = self.born_ns
         self.saved_mtime_ns = self.saved_ctime_ns = self.born_ns
+
+    @property
+    def executable(self) -> bool:
+        """By its owner; only files are."""
+        return self.kind is StatKind.FILE and bool(self.mode & 0o100)
 
     def stat(self, device: int) -> Stat:
         """What lstat says."""
@@ -59,13 +64,14 @@ class Inode:
             self.executable,
             self.links,
             (len(self.data) + 511) // 512,
+            self.mode,
         )
 
     def save(self) -> None:
         """Everything since the last save is on the disk."""
         if self.dirty:
             self.saved_data = bytes(self.data)
-            self.saved_executable = self.executable
+            self.saved_mode = self.mode
             self.saved_mtime_ns, self.saved_ctime_ns = self.mtime_ns, self.ctime_ns
             self.dirty = False
 
@@ -80,7 +86,7 @@ class Inode:
             elif fate == "torn":
                 self.data = _torn(self.saved_data, bytes(self.data), chance)
         if chance.random() < 0.5:
-            self.executable = self.saved_executable
+            self.mode = self.saved_mode
             self.mtime_ns, self.ctime_ns = self.saved_mtime_ns, self.saved_ctime_ns
         self.dirty = True
         self.save()

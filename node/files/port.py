@@ -63,6 +63,7 @@ class Stat:
     executable: bool
     links: int
     blocks: int = -1
+    permissions: int = 0o644  # rwx for owner, group and others; for the disk, not for the tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +139,17 @@ class WriteHandle(ReadHandle, Protocol):
         """Return once content and metadata are on the disk. The *name* needs `fsync_directory`."""
         ...
 
-    def set_metadata(self, *, mtime_ns: int | None, executable: bool | None) -> None:
-        """Set what is not None; executable means for whom it is readable."""
+    def set_metadata(
+        self,
+        *,
+        mtime_ns: int | None = None,
+        executable: bool | None = None,
+        permissions: int | None = None,
+    ) -> None:
+        """Set what is not None: permissions first, then executable for whom it is readable.
+
+        Give new content the `Stat.permissions` of what it replaces: a private file stays private.
+        """
         ...
 
 
@@ -183,8 +193,8 @@ class FileSystem(Protocol):
         """
         ...
 
-    def mkdir(self, path: str) -> None:
-        """A new directory."""
+    def mkdir(self, path: str, *, private: bool = False) -> None:
+        """A new directory; permissions follow the umask, a private one is for its owner only."""
         ...
 
     def rmdir(self, path: str) -> None:

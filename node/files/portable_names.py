@@ -18,6 +18,7 @@ from typing import Final
 
 import blake3
 
+from node.files.layout import is_ours
 from node.files.port import NAME_BYTES_MAX, FileSystem, join
 
 ALIASES_MAX: Final = 1_000  # tries; names that collide so often are somebody's attack
@@ -78,10 +79,15 @@ def local_name(name: str, taken: Callable[[str], bool], personality: Personality
 
 
 def storable(name: str, personality: Personality) -> bool:
-    """True when the disk can hold a file of that name, were it alone in its directory.
+    """Like `possible`, for people's files: names that are ours are none of theirs.
 
     A listing may spell it otherwise: see `Personality.stored`.
     """
+    return possible(name, personality) and not is_ours(name)
+
+
+def possible(name: str, personality: Personality) -> bool:
+    """True when the disk can hold any file of that name, were it alone in its directory."""
     if not name or name in (".", "..") or "/" in name or "\0" in name:
         return False
     try:
@@ -104,12 +110,13 @@ def alias(name: str, taken: Callable[[str], bool], personality: Personality) -> 
     The same name gets the same alias as long as nothing is in its way, so that a rebuilt index
     finds what an older one left. Arguments and errors: see `local_name`.
     """
-    stem, dot, extension = name.rpartition(".")
-    if not stem:
-        stem, dot, extension = name, "", ""
-    if len(extension.encode("utf-8", "replace")) > EXTENSION_BYTES_MAX:
-        stem, dot, extension = name, "", ""
+    stem, _, extension = name.rpartition(".")
+    if not stem or len(extension.encode("utf-8", "replace")) > EXTENSION_BYTES_MAX:
+        stem, extension = name, ""
     stem, extension = _clean(stem), _clean(extension).rstrip(". ")
+    dot = "." if extension else ""
+    if personality.windows_names:  # `nul.tar.gz` is a device as much as `nul` is
+        stem = stem.replace(".", "_")
     raw = name.encode("utf-8", "surrogatepass")
     for attempt in range(ALIASES_MAX):
         digest = blake3.blake3(raw + b"\0%d" % attempt).hexdigest()

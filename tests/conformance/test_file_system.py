@@ -287,6 +287,15 @@ def test_metadata(fs: FileSystem) -> None:
         file.set_metadata(mtime_ns=5_000_000_000, executable=False)
         assert file.stat() == fs.lstat("f")
     assert (fs.lstat("f").mtime_ns, fs.lstat("f").executable) == (5_000_000_000, False)
+    with fs.open_write("f") as file:
+        file.set_metadata(permissions=0o600)
+        assert file.stat().permissions == 0o600
+        file.set_metadata(executable=True)
+        assert file.stat().permissions == 0o700
+        file.set_metadata(permissions=0o644, executable=True)
+        assert (file.stat().permissions, file.stat().executable) == (0o755, True)
+    fs.mkdir("private", private=True)
+    assert fs.lstat("private").permissions == 0o700
     fs.rename("f", "g")
     assert fs.lstat("g").mtime_ns == 5_000_000_000
 

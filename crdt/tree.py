@@ -302,7 +302,7 @@ class _Show:
                 below.append((group.united[0], group.united))
             for twins in group.twins.values():
                 self._unite(twins)
-            for one in (*group.losers, *([group.shown] if group.shown else [])):
+            for one in sightings:  # hidden twins too: their losers have other bytes
                 for copy in self._copies(one):
                     copies[copy.item] = one.item
                     losers.append(copy)
@@ -337,6 +337,6 @@ class _Show:
             content=one.content,
             revision=max(self._revisions.get(item, 0) for item in behind),
             copy_of=copy_of,
-            conflicts=0 if copy_of is not None else len(self._copies(one)),
+            conflicts=0 if copy_of is not None else sum(of in behind for of in copies.values()),
         )
         self._view.listing.setdefault(parent, {})[name] = one.item

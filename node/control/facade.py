@@ -1,0 +1,212 @@
+"""What the control API can ask of a running node, and the answers' shapes.
+
+`node.app` implements `NodeFacade`; `node.control.api` serves it; `node.control.client` reads the
+answers back into the same classes. Everything here is a value: plain text, numbers and tuples.
+A field that is None is left out of the JSON.
+
+Every `directory` is absolute; the node finds the folder that contains it. Whatever cannot be done
+is raised as a `ShoalError`, whose text and exit code reach the person who asked.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+USES_DEFAULT = 1  # joins that one invitation allows
+EXPIRES_DEFAULT_S = 24 * 60 * 60.0  # an invitation works for a day
+
+
+class FolderState(enum.StrEnum):
+    """What a folder is doing. `STOPPED` comes with a reason."""
+
+    SCANNING = "scanning"
+    SYNCING = "syncing"
+    IN_SYNC = "in sync"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+class Role(enum.StrEnum):
+    """What a member may do, as people write it."""
+
+    OWNER = "owner"
+    EDITOR = "editor"
+    READER = "reader"
+    RELAY = "relay"
+
+
+class Phase(enum.StrEnum):
+    """Which long work a `Progress` speaks of."""
+
+    SCANNING = "scanning"
+    RECEIVING = "receiving"
+    SENDING = "sending"
+    VERIFYING = "verifying"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What this disk still lacks."""
+
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far some long work is. A total of 0 means: not known yet."""
+
+    phase: Phase
+    done_bytes: int
+    total_bytes: int
+    done_files: int
+    total_files: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """Another device of the folder. `in_sync`: its disk holds our current state."""
+
+    device: str
+    name: str
+    connected: bool
+    in_sync: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FolderWarning:
+    """Something that needs a look; sync goes on. `path` is relative to the folder, or empty."""
+
+    path: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class FolderStatus:
+    """One folder, as `shoal status` shows it."""
+
+    id: str
+    path: str
+    state: FolderState
+    files: int
+    bytes: int
+    needs: Needs
+    conflicts: int
+    peers: tuple[PeerStatus, ...] = ()
+    warnings: tuple[FolderWarning, ...] = ()
+    progress: Progress | None = None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.state is FolderState.STOPPED) != (self.reason is not None):
+            raise ValueError("a stopped folder has a reason, and no other has one")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The node as a whole. `listening` is HOST:PORT."""
+
+    device: str
+    name: str
+    listening: str | None = None
+    folders: tuple[FolderStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A member of the roster."""
+
+    device: str
+    name: str
+    role: Role
+    this_device: bool
+    connected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WaitResult:
+    """`devices`: how many devices, this one included, hold the current state."""
+
+    reached: bool
+    devices: int
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A file whose content is not what was agreed, and whether a peer could mend it."""
+
+    path: str
+    message: str
+    repaired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """What reading everything found."""
+
+    files: int
+    bytes: int
+    damaged: tuple[Damage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something changed. `kind` is `status`, `log` or `warning`; `folder` is an id or empty.
+
+    A `status` event only says that asking for the status again is worth it.
+    """
+
+    kind: str
+    text: str = ""
+    folder: str = ""
+
+
+class NodeFacade(Protocol):
+    """A running node. Called on the trio loop; each call may run beside the others."""
+
+    async def status(self) -> Status:
+        """What `shoal status` shows."""
+        ...
+
+    async def invite(self, directory: str, *, role: Role, uses: int, expires_s: float) -> str:
+        """Write an invitation into the roster; returns its text once that is durable."""
+        ...
+
+    async def devices(self, directory: str) -> tuple[DeviceInfo, ...]:
+        """The folder's roster, this device included."""
+        ...
+
+    async def wait(self, directory: str, *, devices: int, timeout_s: float) -> WaitResult:
+        """Return when `devices` devices hold the current state, or when the time is over.
+
+        Cancelled when whoever asked goes away.
+        """
+        ...
+
+    async def verify(self, directory: str) -> VerifyResult:
+        """Read and check everything; mend from peers. Cancelled when whoever asked goes away."""
+        ...
+
+    async def pause(self, directory: str) -> None:
+        """Stop scanning, writing and exchanging until `resume`; remembered over restarts."""
+        ...
+
+    async def resume(self, directory: str) -> None:
+        """Undo `pause`."""
+        ...
+
+    async def logs(self, lines: int) -> tuple[str, ...]:
+        """The newest `lines` lines of the node's log, oldest first."""
+        ...
+
+    def events(self) -> trio.MemoryReceiveChannel[Event]:
+        """A subscription, see `node.control.events.EventBus`; whoever asked closes it."""
+        ...
+
+    async def shutdown(self) -> None:
+        """Start to stop the node cleanly; returns at once."""
+        ...

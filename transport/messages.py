@@ -1,0 +1,424 @@
+"""Every message that two nodes exchange, as values that check themselves.
+
+Pure. A message has one wire form, a canonical msgpack map; `from_wire` raises ValueError on a
+missing field, a field of another type or one out of bounds, and leaves fields that it does not know
+aside (a newer version may add some). Entries and sealed blocks are opaque bytes here. How messages
+become bytes of a stream is `transport.frames`; docs/protocol-frames.md lists them all.
+
+The first message on a stream says what the stream is for: `Hello` a folder's control stream,
+`OpenBlocks` a block stream, `Join` a join stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, Self, TypeVar
+
+from crdt.entry import ENTRY_SIZE_MAX, HASH_SIZE
+from crdt.errors import PeerError
+from crdt.ids import BlockId, DeviceId, FolderId
+from crdt.roster_ops import Join as JoinOp
+from crdt.roster_ops import check_device_name
+from crdt.version_vector import DEVICES_MAX, EMPTY, VersionVector
+
+PROTOCOL_VERSION: Final = 1  # changes with any change that an old node would misunderstand
+AGENT_SIZE_MAX: Final = 64  # bytes; program and version, for people who look at logs
+REASON_SIZE_MAX: Final = 200  # bytes; a sentence, as in a connection's close
+CODE_MAX: Final = 0xFFFF  # codes of `transport.link.CloseCode`; a newer peer may know more
+ENTRIES_MAX: Final = 1024  # entries in one message; a batch of small ones stays below its size
+BATCH_SIZE_MAX: Final = 4 * 1024 * 1024  # bytes of several entries in one message
+WANT_MAX: Final = 64  # blocks in one request; all that may be outstanding at one peer
+REQUEST_MAX: Final = 2**32 - 1
+SEALED_BLOCK_SIZE_MAX: Final = 4 * 1024 * 1024 * 9 // 8 + 1024  # Padmé adds 12 % at most, and seal
+
+_KIB: Final = 1024
+_STATE_SIZE_MAX: Final = 192 * _KIB  # two version vectors (45 KB each) and 1,024 hashes (72 KB)
+_ENTRIES_SIZE_MAX: Final = ENTRY_SIZE_MAX + 64 * _KIB  # one of the largest, or a batch
+
+
+class VersionError(PeerError):
+    """The peer speaks another version of the protocol. One of the two needs an update."""
+
+
+Heads = Mapping[DeviceId, bytes]
+"""The hash of each device's last entry, at the seq that the `have` beside it names."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First on a control stream, from both sides: which folder, and who speaks."""
+
+    folder: FolderId
+    name: str
+    agent: str
+    type: ClassVar[int] = 1
+    size_max: ClassVar[int] = 1 * _KIB
+
+    def __post_init__(self) -> None:
+        check_device_name(self.name)
+        _check_text("agent", self.agent, AGENT_SIZE_MAX)
+
+    def to_wire(self) -> dict[str, Any]:
+        """See the module."""
+        return {
+            "version": PROTOCOL_VERSION,
+            "folder": self.folder,
+            "name": self.name,
+            "agent": self.agent,
+        }
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """See the module. Raises VersionError for another protocol version."""
+        _check_version(wire)
+        folder = FolderId(_get(wire, "folder", bytes))
+        return cls(folder, _get(wire, "name", str), _get(wire, "agent", str))
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What a node holds of a folder.
+
+    `have` is what is durable in its log, `complete` the log position whose whole content lies on
+    its disk, `heads` the hashes of the last entries.
+    """
+
+    have: VersionVector
+    complete: VersionVector
+    heads: Heads
+
+    def __post_init__(self) -> None:
+        if any(device not in self.have for device in self.heads):
+            raise ValueError("a head is the last entry of a device in `have`")
+        if any(len(head) != HASH_SIZE for head in self.heads.values()):
+            raise ValueError(f"a head has {HASH_SIZE} bytes")
+
+    def to_wire(self) -> dict[str, Any]:
+        """See the module."""
+        return {
+            "have": self.have.to_wire(),
+            "complete": self.complete.to_wire(),
+            "heads": [[device, head] for device, head in sorted(self.heads.items())],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Have(_State):
+    """Second on a control stream, from both sides: all that its sender holds."""
+
+    type: ClassVar[int] = 2
+    size_max: ClassVar[int] = _STATE_SIZE_MAX
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """See the module."""
+        return cls(*_get_state(wire))
+
+
+@dataclass(frozen=True, slots=True)
+class Ack(_State):
+    """What changed in its sender's state since it last told; durable before it is sent.
+
+    All three are deltas, to be merged into what was told before. `settled` says how many of the
+    receiver's entries, since the last ack, have been dealt with: taken in, or dropped.
+    """
+
+    settled: int = 0
+    type: ClassVar[int] = 4
+    size_max: ClassVar[int] = _STATE_SIZE_MAX
+
+    def __post_init__(self) -> None:
+        # Slotted dataclasses are made anew, so a bare super() would look into the old class.
+        _State.__post_init__(self)
+        _check_range("settled", self.settled, REQUEST_MAX)
+
+    def to_wire(self) -> dict[str, Any]:
+        """See the module."""
+        return {**_State.to_wire(self), "settled": self.settled}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """See the module."""
+        return cls(*_get_state(wire), _get(wire, "settled", int))
+
+
+@dataclass(frozen=True, slots=True)
+class _EntryList:
+    """Entries as their authors made them, each after those that it depends on."""
+
+    entries: tuple[bytes, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.entries) <= ENTRIES_MAX:
+            raise ValueError(f"a message holds 1 to {ENTRIES_MAX} entries")
+        if any(not 0 < len(entry) <= ENTRY_SIZE_MAX for entry in self.entries):
+            raise ValueError(f"an entry has 1 to {ENTRY_SIZE_MAX} bytes")
+
+    def to_wire(self) -> dict[str, Any]:
+        """See the module."""
+        return {"entries": list(self.entries)}
+
+
+@dataclass(frozen=True, slots=True)
+class Entries(_EntryList):
+    """Entries that the receiver lacks."""
+
+    type: ClassVar[int] = 3
+    size_max: ClassVar[int] = _ENTRIES_SIZE_MAX
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """See the module."""
+        return cls(tuple(_get_all(wire, "entries", bytes, ENTRIES_MAX)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """Why it ends. `code` is a `transport.link.CloseCode`, or one that a newer node knows."""
+
+    code: int
+    reason: str
+
+    def __post_init__(self) -> None:
+        _check_range("code", self.code, CODE_MAX)
+        _check_text("reason", self.reason, REASON_SIZE_MAX)
+
+    def to_wire(self) -> dict[str, Any]:
+        """See the module."""
+        return {"code": self.code, "reason": self.reason}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """See the module."""
+        return cls(_get(wire, "code", int), _get(wire, "reason", str))
+
+
+@dataclass(frozen=True, slots=True)
+class Bye(_Verdict):
+    """Last on a control stream: this folder's session ends, the connection may stay."""
+
+    type: ClassVar[int] = 5
+    size_max: ClassVar[int] = 1 * _KIB
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBlocks:
+    """First on a block stream, from the side that wants blocks."""
+
+    folder: FolderId
+    type: ClassVar[int] = 16
+    size_max: ClassVar[int] = 1 * _KIB
+
+    def to_wire(self) -> dict[str, Any]:
+        """See the module."""
+        return {"version": PROTOCOL_VERSION, "folder": self.folder}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """See the module. Raises VersionError for another protocol version."""
+        _check_version(wire)
+        return cls(FolderId(_get(wire, "folder", bytes)))
+
+
+@dataclass(frozen=True, slots=True)
+class _BlockList:
+    """Some blocks of one request."""
+
+    request: int
+    blocks: tuple[BlockId, ...]
+
+    def __post_init__(self) -> None:
+        _check_range("request", self.request, REQUEST_MAX)
+        if not 1 <= len(self.blocks) <= WANT_MAX:
+            raise ValueError(f"a message names 1 to {WANT_MAX} blocks")
+        if len(set(self.blocks)) != len(self.blocks):
+            raise ValueError("a message names each block once")
+
+    def to_wire(self) -> dict[str, Any]:
+        """See the module."""
+        return {"request": self.request, "blocks": list(self.blocks)}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """See the module."""
+        blocks = tuple(BlockId(block) for block in _get_all(wire, "blocks", bytes, WANT_MAX))
+        return cls(_get(wire, "request", int), blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class Want(_BlockList):
+    """Send me these blocks, in this order."""
+
+    type: ClassVar[int] = 17
+    size_max: ClassVar[int] = 4 * _KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block that was wanted, sealed."""
+
+    request: int
+    block: BlockId
+    sealed: bytes = field(repr=False)
+    type: ClassVar[int] = 18
+    size_max: ClassVar[int] = SEALED_BLOCK_SIZE_MAX + 128
+
+    def __post_init__(self) -> None:
+        _check_range("request", self.request, REQUEST_MAX)
+        if not 0 < len(self.sealed) <= SEALED_BLOCK_SIZE_MAX:
+            raise ValueError(f"a sealed block has 1 to {SEALED_BLOCK_SIZE_MAX} bytes")
+
+    def to_wire(self) -> dict[str, Any]:
+        """See the module."""
+        return {"request": self.request, "block": self.block, "sealed": self.sealed}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """See the module."""
+        block = BlockId(_get(wire, "block", bytes))
+        return cls(_get(wire, "request", int), block, _get(wire, "sealed", bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class Missing(_BlockList):
+    """Blocks that were wanted and are not here."""
+
+    type: ClassVar[int] = 19
+    size_max: ClassVar[int] = 4 * _KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """First on a join stream: a new device shows its invitation.
+
+    `op` is carried into the log by whoever admits the device; its signatures are checked there
+    (`Roster.check_join`).
+    """
+
+    folder: FolderId
+    op: JoinOp
+    type: ClassVar[int] = 32
+    size_max: ClassVar[int] = 1 * _KIB
+
+    def to_wire(self) -> dict[str, Any]:
+        """See the module."""
+        op = self.op.to_wire()
+        return {"version": PROTOCOL_VERSION, "folder": self.folder, "op": op}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """See the module. Raises VersionError for another protocol version."""
+        _check_version(wire)
+        match _get(wire, "op", list):
+            case [JoinOp.tag, bytes(key), bytes(device), str(name), bytes(first), bytes(second)]:
+                op = JoinOp(DeviceId(key), DeviceId(device), name, first, second)
+            case _:
+                raise ValueError("malformed join")
+        return cls(FolderId(_get(wire, "folder", bytes)), op)
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted(_EntryList):
+    """Answer to `Join`: the roster's entries, the new one among them. `more`: another follows."""
+
+    more: bool = False
+    type: ClassVar[int] = 33
+    size_max: ClassVar[int] = _ENTRIES_SIZE_MAX
+
+    def to_wire(self) -> dict[str, Any]:
+        """See the module."""
+        return {**_EntryList.to_wire(self), "more": self.more}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """See the module."""
+        entries = tuple(_get_all(wire, "entries", bytes, ENTRIES_MAX))
+        return cls(entries, _get(wire, "more", bool))
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(_Verdict):
+    """Answer to `Join`: no, and why."""
+
+    type: ClassVar[int] = 34
+    size_max: ClassVar[int] = 1 * _KIB
+
+
+Message = (
+    Hello
+    | Have
+    | Entries
+    | Ack
+    | Bye
+    | OpenBlocks
+    | Want
+    | Block
+    | Missing
+    | Join
+    | Admitted
+    | Refused
+)
+
+
+def delta(new: VersionVector, told: VersionVector) -> VersionVector:
+    """The part of `new` that `told` does not cover; merged into `told` it gives both."""
+    grown = {device: seq for device, seq in new.items() if not told.covers(device, seq)}
+    return VersionVector(grown) if grown else EMPTY
+
+
+def plain_reason(text: str) -> str:
+    """`text` made fit for a `reason`: printable, one line, cut to its size."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return printable.encode(errors="replace")[:REASON_SIZE_MAX].decode(errors="ignore")
+
+
+def _check_version(wire: dict[str, Any]) -> None:
+    """The first thing looked at: all else may mean something else in another version."""
+    version = _get(wire, "version", int)
+    if version != PROTOCOL_VERSION:
+        raise VersionError(
+            f"speaks protocol version {version}, we speak {PROTOCOL_VERSION}; "
+            "the older of the two needs an update"
+        )
+
+
+def _check_text(what: str, text: str, size_max: int) -> None:
+    # Surrogates are not printable, so what is left can be encoded.
+    if not text.isprintable() or len(text.encode()) > size_max:
+        raise ValueError(f"{what} is at most {size_max} bytes of printable text")
+
+
+def _check_range(what: str, value: int, high: int) -> None:
+    if type(value) is not int or not 0 <= value <= high:
+        raise ValueError(f"{what} is an integer in 0..{high}, got {value!r}")
+
+
+def _get(wire: dict[str, Any], name: str, kind: type[T]) -> T:
+    value = wire.get(name)
+    if type(value) is not kind:  # exactly: True is no integer here
+        raise ValueError(f"'{name}' is missing or no {kind.__name__}")
+    return value
+
+
+def _get_all(wire: dict[str, Any], name: str, kind: type[T], count_max: int) -> list[T]:
+    values = _get(wire, name, list)
+    if len(values) > count_max or any(type(value) is not kind for value in values):
+        raise ValueError(f"'{name}' holds at most {count_max} {kind.__name__}")
+    return values
+
+
+def _get_state(wire: dict[str, Any]) -> tuple[VersionVector, VersionVector, dict[DeviceId, bytes]]:
+    heads: dict[DeviceId, bytes] = {}
+    previous = b""
+    for pair in _get_all(wire, "heads", list, DEVICES_MAX):
+        match pair:
+            case [bytes(device), bytes(head)] if device > previous:
+                heads[DeviceId(device)] = head
+                previous = device
+            case _:
+                raise ValueError("'heads' holds [device, hash] pairs, sorted by device")
+    have = VersionVector.from_wire(wire.get("have"))
+    return have, VersionVector.from_wire(wire.get("complete")), heads

@@ -75,7 +75,7 @@ class DiskFileSystem:
 
     def scandir(self, path: str) -> list[Entry]:
         """See `FileSystem`."""
-        fd = self._open_directory(path, _DIRECTORY)
+        fd = self.open_directory(path)
         entries = []
         try:
             self._refuse_other_device(fd)
@@ -177,7 +177,7 @@ class DiskFileSystem:
 
     def fsync_directory(self, path: str) -> None:
         """See `FileSystem`."""
-        fd = self._open_directory(path, _DIRECTORY)
+        fd = self.open_directory(path)
         try:
             os.fsync(fd)
         except OSError as error:
@@ -214,6 +214,10 @@ class DiskFileSystem:
         if self._root >= 0:
             os.close(self._root)
             self._root = -1
+
+    def open_directory(self, path: str) -> int:
+        """A handle of a directory, for the watcher; close it with `os.close`."""
+        return self._open_directory(path, _DIRECTORY)
 
     def _open_directory(self, path: str, flags: int) -> int:
         """A new handle of directory `path`, reached without following anything."""

@@ -30,7 +30,8 @@ class QuicLinkStream:
         self._receive_ended = False  # on the wire: nothing more can arrive
         self._given_up = False  # by us: what arrives is thrown away
         self._reset = False  # by the peer
-        self._send_ended = False
+        self._eof_sent = False
+        self._send_ended = False  # by us, or refused by the peer
         self._readable: trio.Event | None = None
         self._writable: trio.Event | None = None
 
@@ -83,7 +84,7 @@ class QuicLinkStream:
     async def send_eof(self) -> None:
         """See `Stream`."""
         self._check_sendable()
-        self._send_ended = True
+        self._eof_sent = self._send_ended = True
         self._connection.core.send_stream_data(self.id, b"", end_stream=True)
         self._maybe_release()
         self._connection.flush()
@@ -120,9 +121,9 @@ class QuicLinkStream:
         self._receive_ended = self._receive_ended or ended
         if self._given_up:
             self._discard()
-            self._maybe_release()
         elif self._readable is not None:
             self._readable.set()
+        self._maybe_release()
 
     def reset_by_peer(self) -> None:
         """The peer gave up its direction. What we have not read yet is gone too."""
@@ -162,7 +163,7 @@ class QuicLinkStream:
 
     def _check_sendable(self) -> None:
         self._connection.check()
-        if self._send_ended and not self._given_up:
+        if self._eof_sent and not self._given_up:
             raise trio.ClosedResourceError("send_eof was called on this stream")
         if self._given_up or not self._connection.core.can_send(self.id):
             raise LinkClosedError(Closed(None, "the stream was given up", not self._given_up))

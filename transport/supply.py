@@ -1,0 +1,34 @@
+"""Keeps a peer to its credit: what it asked for on one block stream and has not got yet.
+
+Sans-IO. Answer one block at a time, in order, and let the stream's back-pressure set the pace: then
+the memory taken is one block's, whatever the peer asks for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from crdt.errors import PeerError
+from crdt.ids import BlockId
+from transport.messages import WANT_MAX, Want
+
+
+class Supplier:
+    """The far end of a `Fetcher`, for one block stream."""
+
+    def __init__(self) -> None:
+        self._owed: deque[tuple[int, BlockId]] = deque()
+
+    def wanted(self, want: Want) -> None:
+        """Take in a request. Raises PeerError when more is outstanding than a peer may ask for."""
+        if len(self._owed) + len(want.blocks) > WANT_MAX:
+            raise PeerError(f"asked for more than {WANT_MAX} blocks at once")
+        self._owed += ((want.request, block) for block in want.blocks)
+
+    def next(self) -> tuple[int, BlockId] | None:
+        """The request and block to answer now, with `Block` or `Missing`, then call `answered`."""
+        return self._owed[0] if self._owed else None
+
+    def answered(self) -> None:
+        """The answer has been given to the stream, all of it."""
+        self._owed.popleft()

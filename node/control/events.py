@@ -23,6 +23,11 @@ class EventBus:
     def __init__(self) -> None:
         self._listeners: set[trio.MemorySendChannel[Event]] = set()
 
+    @property
+    def listeners(self) -> int:
+        """How many listen, as far as is known without publishing."""
+        return sum(map(_is_open, self._listeners))
+
     def publish(self, event: Event) -> None:
         """Hand `event` to every listener that has room for it. On the trio loop only."""
         for listener in list(self._listeners):
@@ -41,7 +46,9 @@ class EventBus:
             WorldError: LISTENERS_MAX listen already.
         """
         if len(self._listeners) >= LISTENERS_MAX:
-            self._listeners = {one for one in self._listeners if _is_open(one)}
+            for gone in [one for one in self._listeners if not _is_open(one)]:
+                self._listeners.discard(gone)
+                gone.close()
         if len(self._listeners) >= LISTENERS_MAX:
             raise WorldError(f"{LISTENERS_MAX} programs listen to this node already; close some")
         send, receive = trio.open_memory_channel[Event](QUEUE_MAX)
@@ -56,7 +63,4 @@ class EventBus:
 
 
 def _is_open(listener: trio.MemorySendChannel[Event]) -> bool:
-    if listener.statistics().open_receive_channels:
-        return True
-    listener.close()
-    return False
+    return listener.statistics().open_receive_channels > 0

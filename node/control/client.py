@@ -1,0 +1,175 @@
+"""Asks a running node over its Unix socket. Synchronous: it serves the CLI and tests.
+
+Every call raises `NodeNotRunningError` when nobody listens, `ForwardedError` with what the node
+raised, and `NodeTooSlowError` when the node does not answer.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import httpx
+
+from node.control.address import ControlAddress
+from node.control.errors import ForwardedError, NodeNotRunningError, NodeTooSlowError, from_message
+from node.control.facade import DeviceInfo, Event, Role, Status, VerifyResult, WaitResult
+from node.control.shapes import from_json
+
+ANSWER_TIMEOUT_S: Final = 30.0  # a node on a slow disk may be busy, but not longer
+
+T = TypeVar("T")
+
+
+class ControlClient:
+    """One connection to the node that runs with `home`."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        address = ControlAddress.load(home)
+        if address is None or not _answers(address.socket):
+            raise _not_running(home)
+        transport = httpx.HTTPTransport(uds=address.socket)
+        self._http = httpx.Client(
+            transport=transport, base_url="http://shoal", timeout=ANSWER_TIMEOUT_S, trust_env=False
+        )
+
+    def status(self) -> Status:
+        """See `NodeFacade.status`."""
+        return _read(Status, self._call("GET", "/status"))
+
+    def invite(self, directory: Path, *, role: Role, uses: int, expires_s: float) -> str:
+        """See `NodeFacade.invite`."""
+        body = {"role": role.value, "uses": uses, "expires_s": expires_s}
+        answer = self._call("POST", "/invite", {"dir": str(directory), **body})
+        return _read(str, answer.get("invitation"))
+
+    def devices(self, directory: Path) -> tuple[DeviceInfo, ...]:
+        """See `NodeFacade.devices`."""
+        answer = self._call("POST", "/devices", {"dir": str(directory)})
+        return _read(tuple[DeviceInfo, ...], answer.get("devices"))
+
+    def wait(self, directory: Path, *, devices: int, timeout_s: float) -> WaitResult:
+        """See `NodeFacade.wait`; takes up to `timeout_s` and a little more."""
+        body = {"dir": str(directory), "devices": devices, "timeout_s": timeout_s}
+        limit_s = timeout_s + ANSWER_TIMEOUT_S
+        return _read(WaitResult, self._call("POST", "/wait", body, limit_s=limit_s))
+
+    def verify(self, directory: Path) -> VerifyResult:
+        """See `NodeFacade.verify`; takes as long as reading the folder does."""
+        answer = self._call("POST", "/verify", {"dir": str(directory)}, limit_s=None)
+        return _read(VerifyResult, answer)
+
+    def pause(self, directory: Path) -> None:
+        """See `NodeFacade.pause`."""
+        self._call("POST", "/pause", {"dir": str(directory)})
+
+    def resume(self, directory: Path) -> None:
+        """See `NodeFacade.resume`."""
+        self._call("POST", "/resume", {"dir": str(directory)})
+
+    def logs(self, lines: int) -> tuple[str, ...]:
+        """See `NodeFacade.logs`."""
+        answer = self._call("GET", "/logs", query={"lines": str(lines)})
+        return _read(tuple[str, ...], answer.get("lines"))
+
+    def events(self) -> Iterator[Event]:
+        """What happens from the first `next` on, until the node ends."""
+        try:
+            with self._http.stream("GET", "/events", timeout=None) as response:
+                if response.is_error:
+                    response.read()
+                    raise from_message(_json(response))
+                for line in response.iter_lines():
+                    if line.startswith("data: "):
+                        yield _read(Event, json.loads(line.removeprefix("data: ")))
+        except (httpx.RemoteProtocolError, httpx.ReadError):
+            return  # the node ended without saying goodbye
+        except httpx.TransportError:
+            raise _not_running(self._home) from None
+
+    def shutdown(self) -> None:
+        """See `NodeFacade.shutdown`."""
+        self._call("POST", "/shutdown", {})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, object] | None = None,
+        *,
+        query: dict[str, str] | None = None,
+        limit_s: float | None = ANSWER_TIMEOUT_S,
+    ) -> dict[str, Any]:
+        content = None if body is None else json.dumps(body)
+        timeout = httpx.Timeout(ANSWER_TIMEOUT_S, read=limit_s)
+        try:
+            response = self._http.request(
+                method, path, content=content, params=query, timeout=timeout
+            )
+        except httpx.TimeoutException:
+            raise NodeTooSlowError(
+                "the node runs but did not answer in time. Nothing was changed that we know of; "
+                "try again, and look at `shoal logs`."
+            ) from None
+        except httpx.ConnectError:
+            raise _not_running(self._home) from None
+        except httpx.TransportError:
+            raise NodeNotRunningError(
+                "the node stopped before it answered. Your files are safe; start it with "
+                "`shoal up DIR`."
+            ) from None
+        answer = _json(response)
+        if response.is_error or not isinstance(answer, dict):
+            raise from_message(answer)
+        return answer
+
+
+def _json(response: httpx.Response) -> object:
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _read(shape: type[T], data: object) -> T:
+    try:
+        return from_json(shape, data)
+    except ValueError as error:
+        raise ForwardedError(
+            "ShoalError",
+            f"the node answered with something unknown ({error}); "
+            "is it another version? Restart it.",
+            1,
+        ) from None
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
+
+
+def _not_running(home: Path) -> NodeNotRunningError:
+    return NodeNotRunningError(
+        f"no node is running with the home {home}. Start one with `shoal up DIR`, or name its "
+        "home with --home."
+    )

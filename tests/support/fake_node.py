@@ -1,0 +1,153 @@
+"""A small node that lives in memory: everything the control API asks for, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+
+from crdt.errors import CallerError
+from node.control.client import ControlClient
+from node.control.events import EventBus
+from node.control.facade import (
+    Damage,
+    DeviceInfo,
+    Event,
+    FolderState,
+    FolderStatus,
+    FolderWarning,
+    Needs,
+    PeerStatus,
+    Phase,
+    Progress,
+    Role,
+    Status,
+    VerifyResult,
+    WaitResult,
+)
+from node.control.server import serve_control
+
+ME = "A" * 56
+PEER = "B" * 56
+
+
+class FakeNode:
+    """One folder, one peer. Tests change its fields; `failure` is raised by the next call."""
+
+    def __init__(self, path: str) -> None:
+        peer = PeerStatus(PEER, "Desk", connected=True, in_sync=True)
+        folder = FolderStatus(
+            "ab12", path, FolderState.IN_SYNC, 3, 4096, Needs(0, 0), 0, peers=(peer,)
+        )
+        self.now = Status(ME, "laptop", "0.0.0.0:22071", (folder,))
+        self.failure: BaseException | None = None
+        self.holders = 2
+        self.changed = trio.Event()
+        self.cancelled = trio.Event()
+        self.stopped = trio.Event()
+        self.bus = EventBus()
+        self.invited: list[tuple[Role, int, float]] = []
+        self.verified = VerifyResult(3, 4096)
+        self.log = tuple(f"line {number}" for number in range(5))
+
+    @property
+    def folder(self) -> FolderStatus:
+        return self.now.folders[0]
+
+    def set_folder(self, **changes: object) -> None:
+        """Change fields of the only folder."""
+        self.now = replace(self.now, folders=(replace(self.folder, **changes),))  # type: ignore[arg-type]
+
+    def busy(self) -> None:
+        """In the middle of a transfer, with something to say."""
+        self.set_folder(
+            state=FolderState.SYNCING,
+            needs=Needs(2, 1000),
+            conflicts=1,
+            warnings=(FolderWarning("a\x1b[31m\udcff.txt", "permission denied"),),
+            progress=Progress(Phase.RECEIVING, 500, 1500, 1, 3),
+        )
+
+    async def status(self) -> Status:
+        self._check()
+        return self.now
+
+    async def invite(self, directory: str, *, role: Role, uses: int, expires_s: float) -> str:
+        self._find(directory)
+        self.invited.append((role, uses, expires_s))
+        return "shoal1-abcd"
+
+    async def devices(self, directory: str) -> tuple[DeviceInfo, ...]:
+        self._find(directory)
+        return (
+            DeviceInfo(ME, "laptop", Role.OWNER, this_device=True, connected=True),
+            DeviceInfo(PEER, "Desk", Role.EDITOR, this_device=False, connected=False),
+        )
+
+    async def wait(self, directory: str, *, devices: int, timeout_s: float) -> WaitResult:
+        self._find(directory)
+        try:
+            with trio.move_on_after(timeout_s):
+                while self.holders < devices:
+                    await self.changed.wait()
+                    self.changed = trio.Event()
+        except trio.Cancelled:
+            self.cancelled.set()
+            raise
+        return WaitResult(self.holders >= devices, self.holders)
+
+    async def verify(self, directory: str) -> VerifyResult:
+        self._find(directory)
+        return self.verified
+
+    async def pause(self, directory: str) -> None:
+        self._find(directory)
+        self.set_folder(state=FolderState.PAUSED)
+
+    async def resume(self, directory: str) -> None:
+        self._find(directory)
+        self.set_folder(state=FolderState.IN_SYNC)
+
+    async def logs(self, lines: int) -> tuple[str, ...]:
+        self._check()
+        return self.log[-lines:]
+
+    def events(self) -> trio.MemoryReceiveChannel[Event]:
+        self._check()
+        return self.bus.subscribe()
+
+    async def shutdown(self) -> None:
+        self._check()
+        self.stopped.set()
+
+    def rot(self, *, repaired: bool) -> None:
+        """Let `verify` find something."""
+        self.verified = VerifyResult(3, 4096, (Damage("a.txt", "wrong content", repaired),))
+
+    def _check(self) -> None:
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
+
+    def _find(self, directory: str) -> None:
+        self._check()
+        if not Path(directory).is_relative_to(self.folder.path):
+            raise CallerError(f"{directory} lies in no folder of this node. Nothing was changed.")
+
+
+@contextlib.asynccontextmanager
+async def serving(node: FakeNode, home: Path) -> AsyncIterator[None]:
+    """The real server, on a real socket, until the block ends."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_control, node, home)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+@contextlib.contextmanager
+def client(home: Path) -> Iterator[ControlClient]:
+    with ControlClient(home) as one:
+        yield one

@@ -42,9 +42,13 @@ class Lan:
     bridge: str
     hosts: list[Host]
 
+    def port(self, host: int) -> str:
+        """The switch's end of a host's cable, where a sniffer sees all that host's packets."""
+        return f"p{host}"
+
     def set_link(self, host: int, *, up: bool) -> None:
         """Plug a host's cable in or out, at the switch."""
-        _ip("-n", self.switch, "link", "set", f"p{host}", "up" if up else "down")
+        _ip("-n", self.switch, "link", "set", self.port(host), "up" if up else "down")
 
 
 @contextlib.contextmanager

@@ -1,30 +1,38 @@
-"""Real `shoal` processes, in namespaces or not; each is ended by its id and never outlives the test."""
+"""Real `shoal` processes, in namespaces or not; each is ended by its id, none outlives its test."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tests.support.netns import Host
 
 READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+CALL_TIMEOUT_S = 120.0  # above every `--timeout` that a test gives
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class Device:
-    """One home, one directory, at most one running node."""
+    """One home, one directory, at most one running node. `options` are given at every start."""
 
-    def __init__(self, base: Path, name: str, host: Host | None = None) -> None:
+    def __init__(
+        self, base: Path, name: str, host: Host | None = None, *, options: tuple[str, ...] = ()
+    ) -> None:
         self.name = name
         self.home = base / f"{name}-home"
         self.directory = base / name
         self.log = base / f"{name}.log"
+        self.options = options
         self._host = host
         self._process: subprocess.Popen[str] | None = None
         self.ready_line = ""
@@ -36,24 +44,27 @@ class Device:
 
     def up(self, *options: str) -> None:
         """`shoal up`, and wait for the line that says it is ready."""
-        self._start("up", str(self.directory), "--name", self.name, *options)
+        self.start("up", str(self.directory), "--name", self.name, *self.options, *options)
 
     def join(self, invitation: str, *options: str) -> None:
         """`shoal join`, and wait for the line that says it is ready."""
-        self._start("join", invitation, str(self.directory), "--name", self.name, *options)
-
-    def _start(self, *arguments: str) -> None:
-        assert self._process is None, f"{self.name} runs already"
-        log = self.log.open("a")
-        self._process = subprocess.Popen(
-            self.command(*arguments),
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+        self.start(
+            "join", invitation, str(self.directory), "--name", self.name, *self.options, *options
         )
-        log.close()
+
+    def start(self, *arguments: str) -> None:
+        """Start a node, and wait for the line that says it is ready."""
+        assert self._process is None, f"{self.name} runs already"
+        with self.log.open("a") as log:
+            self._process = subprocess.Popen(
+                self.command(*arguments),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+            )
         timer = threading.Timer(READY_TIMEOUT_S, self._process.kill)
         timer.start()
         try:
@@ -62,34 +73,51 @@ class Device:
         finally:
             timer.cancel()
         if not self.ready_line:
-            self._process.wait()
+            code = self._process.wait()
+            self._process.stdout.close()
             self._process = None
-            raise AssertionError(f"{self.name} did not start:\n{self.tail()}")
+            raise AssertionError(f"{self.name} did not start (exit code {code}):\n{self.tail()}")
         threading.Thread(target=self._drain, args=(self._process,), daemon=True).start()
 
     def _drain(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        with self.log.open("a") as log:
+        with self.log.open("a") as log, process.stdout:
             for line in process.stdout:
                 log.write(line)
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """One CLI call."""
         done = subprocess.run(
-            self.command(*arguments), capture_output=True, text=True, cwd=ROOT, check=False
+            self.command(*arguments),
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+            check=False,
+            timeout=CALL_TIMEOUT_S,
         )
         if check:
             assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}\n{self.tail()}"
         return done
 
-    def invite(self) -> str:
+    def run_json(self, *arguments: str) -> Any:
+        """One CLI call with `--json`; what it printed."""
+        return json.loads(self.run(*arguments, "--json").stdout)
+
+    def invite(self, *options: str) -> str:
         """A fresh invitation."""
-        return self.run("invite", str(self.directory)).stdout.splitlines()[0]
+        return self.run("invite", str(self.directory), *options).stdout.splitlines()[0]
 
     def status(self) -> dict[str, Any]:
         """`shoal status --json`."""
-        status: dict[str, Any] = json.loads(self.run("status", "--json").stdout)
+        status: dict[str, Any] = self.run_json("status")
         return status
+
+    def folder(self) -> dict[str, Any]:
+        """This device's only folder in `shoal status --json`."""
+        (folder,) = self.status()["folders"]
+        assert isinstance(folder, dict)
+        return folder
 
     def wait(self, devices: int, timeout_s: float = 60.0) -> None:
         """`shoal wait`."""
@@ -102,9 +130,15 @@ class Device:
         """True while the node's process lives."""
         return self._process is not None and self._process.poll() is None
 
-    def stop(self) -> int:
-        """SIGTERM, and wait; returns the exit code."""
-        return self._end(signal.SIGTERM)
+    @property
+    def pid(self) -> int:
+        """Of the running node."""
+        assert self._process is not None
+        return self._process.pid
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """SIGTERM or another signal, and wait; returns the exit code."""
+        return self._end(number)
 
     def kill(self) -> None:
         """SIGKILL, as if the plug were pulled on the process."""
@@ -117,11 +151,14 @@ class Device:
         # `ip netns exec` execs the program, so this is the node itself.
         process.send_signal(number)
         try:
-            return process.wait(20)
+            return process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # faulthandler writes where it hangs
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2)
             process.kill()
             process.wait()
-            raise AssertionError(f"{self.name} did not stop:\n{self.tail()}") from None
+            raise AssertionError(f"{self.name} did not stop:\n{self.tail(80)}") from None
 
     def tail(self, lines: int = 40) -> str:
         """The end of the node's log."""
@@ -135,3 +172,32 @@ class Device:
     def __exit__(self, *_: object) -> None:
         if self.running:
             self.kill()
+
+
+def free_port() -> int:
+    """A UDP port that nobody uses on loopback right now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def on_loopback(base: Path, name: str, *, port: int = 0, peers: tuple[int, ...] = ()) -> Device:
+    """A device that stays on 127.0.0.1; 0 takes any free port."""
+    options = ["--no-lan", "--listen", f"127.0.0.1:{port or free_port()}"]
+    for peer in peers:
+        options += ["--peer", f"127.0.0.1:{peer}"]
+    return Device(base, name, options=tuple(options))
+
+
+@contextlib.contextmanager
+def two_members(base: Path) -> Iterator[tuple[Device, Device]]:
+    """Two running members of one folder on loopback, who know each other's address."""
+    ports = free_port(), free_port()
+    with (
+        on_loopback(base, "anna", port=ports[0], peers=(ports[1],)) as anna,
+        on_loopback(base, "ben", port=ports[1], peers=(ports[0],)) as ben,
+    ):
+        anna.up()
+        ben.join(anna.invite())
+        yield anna, ben

@@ -7,10 +7,14 @@ import os
 import stat
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 POLL_S = 0.05  # other processes' disks can only be looked at
+SETTLED_NS = 2 * 10**9  # a file whose ctime is older has no write that its ctime does not show
+
+_digests: dict[tuple[int, int, int, int, int], str] = {}
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,13 @@ class Node:
     mtime_ns: int = 0
 
 
-def snapshot(root: Path) -> dict[str, Node]:
+Tree = dict[str, Node]
+
+
+def snapshot(root: Path) -> Tree:
     """Path → node for everything but `.shoal`; raises OSError if it changes meanwhile."""
-    found: dict[str, Node] = {}
-    for directory, names, files in os.walk(root):
+    found: Tree = {}
+    for directory, names, files in os.walk(root, onerror=_raise):
         if Path(directory) == root:
             names[:] = [name for name in names if name != ".shoal"]
         for name in [*names, *files]:
@@ -36,18 +43,45 @@ def snapshot(root: Path) -> dict[str, Node]:
     return found
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _node(path: Path) -> Node:
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
         return Node("symlink", str(path.readlink()))
     if stat.S_ISDIR(status.st_mode):
         return Node("directory")
+    executable = bool(status.st_mode & 0o100)
+    return Node("file", _digest(path, status), executable, status.st_mtime_ns)
+
+
+def _digest(path: Path, status: os.stat_result) -> str:
+    key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    known = _digests.get(key)
+    if known is not None:
+        return known
     with path.open("rb") as handle:
         digest = hashlib.file_digest(handle, "blake2b").hexdigest()[:16]
-    return Node("file", digest, bool(status.st_mode & 0o100), status.st_mtime_ns)
+    if time.time_ns() - status.st_ctime_ns > SETTLED_NS:
+        _digests[key] = digest
+    return digest
 
 
-def differences(one: dict[str, Node], other: dict[str, Node]) -> list[str]:
+def contents(root: Path) -> set[bytes]:
+    """What all files beneath `root` hold, wherever they lie."""
+    found = set()
+    for directory, names, files in os.walk(root, onerror=_raise):
+        if Path(directory) == root:
+            names[:] = [name for name in names if name != ".shoal"]
+        found |= {
+            path.read_bytes() for name in files if not (path := Path(directory) / name).is_symlink()
+        }
+    return found
+
+
+def differences(one: Tree, other: Tree) -> list[str]:
     """Readable lines, one a path that differs."""
     return [
         f"{path}: {one.get(path)} | {other.get(path)}"
@@ -56,11 +90,17 @@ def differences(one: dict[str, Node], other: dict[str, Node]) -> list[str]:
     ]
 
 
-def wait_until_equal(*roots: Path, timeout_s: float = 60.0) -> dict[str, Node]:
-    """Poll until all trees are equal, twice in a row; returns the tree."""
+def wait_until_equal(
+    *roots: Path, timeout_s: float = 60.0, expected: Callable[[Tree], object] | None = None
+) -> Tree:
+    """Poll until all trees are equal, twice in a row; returns the tree.
+
+    With `expected`, also until it finds the tree to be what it should be: two trees may be equal
+    before anything has begun.
+    """
     deadline = time.monotonic() + timeout_s
     last: list[str] = ["never looked"]
-    equal_before: dict[str, Node] | None = None
+    equal_before: Tree | None = None
     while time.monotonic() < deadline:
         try:
             shots = [snapshot(root) for root in roots]
@@ -69,6 +109,8 @@ def wait_until_equal(*roots: Path, timeout_s: float = 60.0) -> dict[str, Node]:
             equal_before = None
         else:
             last = [line for shot in shots[1:] for line in differences(shots[0], shot)]
+            if not last and expected is not None and not expected(shots[0]):
+                last = [f"equal, but not as expected: {path}" for path in shots[0]]
             if not last:
                 if equal_before == shots[0]:
                     return shots[0]
@@ -77,6 +119,14 @@ def wait_until_equal(*roots: Path, timeout_s: float = 60.0) -> dict[str, Node]:
                 equal_before = None
         pause(POLL_S)
     raise AssertionError(f"{len(last)} differences after {timeout_s} s:\n" + "\n".join(last[:30]))
+
+
+def wait_for(what: Callable[[], object], *, timeout_s: float = 30.0, say: str = "") -> None:
+    """Poll until `what` is true."""
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {say or what}"
+        pause(POLL_S)
 
 
 def pause(seconds: float) -> None:

@@ -116,15 +116,17 @@ class Driver:
 
 
 class Fetching(RuleBasedStateMachine):
-    """Up to three peers that hold, lose, deny and delay; then one comes that has everything."""
+    """Up to three peers that hold, lose, deny and delay; in the end one comes that has everything,
+    or those that are there get everything.
+    """
 
     numbers = st.integers(0, 99)
     peers = st.sampled_from(PEERS[:3])
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(newcomer=st.booleans())
+    def begin(self, newcomer: bool) -> None:
         self.driver = Driver()
-        self.cancelled = 0
+        self.newcomer = newcomer
 
     @rule(
         first=numbers,
@@ -192,9 +194,13 @@ class Fetching(RuleBasedStateMachine):
         if not hasattr(self, "driver"):
             return
         driver = self.driver
-        driver.add(GOOD, None)
+        helpful = [GOOD] if self.newcomer or not driver.sources else list(driver.sources)
+        if GOOD in helpful:
+            driver.add(GOOD, None)
+        for source in driver.sources.values():
+            source.holds = None
         for _ in range(200):
-            driver.answer_all(GOOD)  # the others say nothing any more
+            driver.answer_all(*helpful)  # others say nothing any more
             driver.tick(STALL_S)
         assert not driver.wanted
         assert not driver.fetcher._own
@@ -205,7 +211,7 @@ class Fetching(RuleBasedStateMachine):
 
 
 TestFetching = pytest.mark.slow(Fetching.TestCase)
-TestFetching.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFetching.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
 def requests(driver: Driver) -> list[Request]:
@@ -334,6 +340,24 @@ def test_a_stalled_peer_is_replaced_and_may_still_answer() -> None:
     assert driver.delivered == [block(1), block(2)]
     assert driver.fetcher.statistics().in_vain == 2
     assert driver.effects.count(PeerSlow(ONE)) == 1
+
+
+def test_a_peer_is_never_asked_again_for_what_it_owes() -> None:
+    driver = Driver()
+    driver.add(ONE, None)
+    for number in range(3):
+        driver.want(number, 10, BULK)
+    driver.tick()
+    driver.tick(STALL_S)
+    driver.answer(ONE, urgent=False)
+    driver.tick()
+    assert len(requests(driver)) == 1
+    assert driver.sources[ONE].owes() == [block(1), block(2)]
+    driver.add(TWO, [])
+    driver.answer_all(TWO)
+    assert Unavailable(block(1)) not in driver.effects, "one still owes it"
+    driver.remove(ONE)
+    assert driver.effects[-2:] == [Unavailable(block(1)), Unavailable(block(2))]
 
 
 def test_bytes_keep_a_slow_peer_in_charge_but_not_for_ever() -> None:

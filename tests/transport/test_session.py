@@ -313,6 +313,22 @@ def test_what_is_dropped_is_offered_again_ever_more_rarely() -> None:
     assert one.session.next_tick() is None
 
 
+def test_what_is_on_its_way_is_not_offered_again_with_the_dropped() -> None:
+    one, two = opened(*pair())
+    one.append(A)
+    one.advanced()
+    while one.sent:
+        deliver(one, two, 0)
+    two.intake(1, drop=True)
+    while two.sent:
+        deliver(two, one, 0)
+    one.append(C)
+    one.advanced()
+    one.carry(one.session.tick(RETRY_MIN_S))
+    pushed = [message for message in one.sent if isinstance(message, Entries)]
+    assert pushed == [Entries((entry(C, 1),)), Entries((entry(A, 1),))]
+
+
 @pytest.mark.parametrize("lead", [0, 2])
 def test_a_fork_is_found_and_not_pushed(lead: int) -> None:
     one, two = pair()

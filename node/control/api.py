@@ -29,19 +29,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from crdt.errors import CallerError, ShoalError, WorldError
 from node.control.errors import intended, to_message
-from node.control.facade import EXPIRES_DEFAULT_S, USES_DEFAULT, Event, NodeFacade, Role
+from node.control.facade import (
+    DEVICES_MAX,
+    EXPIRES_DEFAULT_S,
+    EXPIRES_MAX_S,
+    EXPIRES_MIN_S,
+    LINES_MAX,
+    TIMEOUT_MAX_S,
+    USES_DEFAULT,
+    USES_MAX,
+    Event,
+    NodeFacade,
+    Role,
+)
 from node.control.shapes import dumps
 
 logger = logging.getLogger("shoal.control")
 
 BODY_SIZE_MAX: Final = 64 * 1024  # bytes; the largest real one holds a path
 PATH_SIZE_MAX: Final = 4096  # bytes; PATH_MAX on Linux
-DEVICES_MAX: Final = 10_000  # beyond any roster
-USES_MAX: Final = 1_000
-EXPIRES_MIN_S: Final = 60.0
-EXPIRES_MAX_S: Final = 366 * 24 * 3600.0
-TIMEOUT_MAX_S: Final = 7 * 24 * 3600.0
-LINES_MAX: Final = 10_000
 
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]

@@ -12,12 +12,18 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
-USES_DEFAULT = 1  # joins that one invitation allows
-EXPIRES_DEFAULT_S = 24 * 60 * 60.0  # an invitation works for a day
+USES_DEFAULT: Final = 1  # joins that one invitation allows
+USES_MAX: Final = 1_000
+EXPIRES_DEFAULT_S: Final = 24 * 3600.0  # an invitation works for a day
+EXPIRES_MIN_S: Final = 60.0  # below, nobody could type it
+EXPIRES_MAX_S: Final = 366 * 24 * 3600.0
+DEVICES_MAX: Final = 10_000  # beyond any roster
+TIMEOUT_MAX_S: Final = 7 * 24 * 3600.0  # of `wait`
+LINES_MAX: Final = 10_000  # of the log
 
 
 class FolderState(enum.StrEnum):

@@ -54,17 +54,7 @@ class Device:
 
     def start(self, *arguments: str) -> None:
         """Start a node, and wait for the line that says it is ready."""
-        assert self._process is None, f"{self.name} runs already"
-        with self.log.open("a") as log:
-            self._process = subprocess.Popen(
-                self.command(*arguments),
-                stdout=subprocess.PIPE,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
-            )
+        self._process = self._spawn(*arguments)
         timer = threading.Timer(READY_TIMEOUT_S, self._process.kill)
         timer.start()
         try:
@@ -78,6 +68,33 @@ class Device:
             self._process = None
             raise AssertionError(f"{self.name} did not start (exit code {code}):\n{self.tail()}")
         threading.Thread(target=self._drain, args=(self._process,), daemon=True).start()
+
+    def live(self, seconds: float) -> None:
+        """`shoal up` for so long, counted from the start of the process, and SIGKILL."""
+        process = self._spawn("up", str(self.directory), "--name", self.name, *self.options)
+        assert process.stdout is not None
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        else:
+            raise AssertionError(f"{self.name} ended by itself ({code}):\n{self.tail()}")
+        finally:
+            process.stdout.close()
+
+    def _spawn(self, *arguments: str) -> subprocess.Popen[str]:
+        assert self._process is None, f"{self.name} runs already"
+        with self.log.open("a") as log:
+            return subprocess.Popen(
+                self.command(*arguments),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+            )
 
     def _drain(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None

@@ -104,19 +104,17 @@ def wait_until_equal(
     while time.monotonic() < deadline:
         try:
             shots = [snapshot(root) for root in roots]
+            as_expected = expected is None or expected(shots[0])
         except OSError as error:
             last = [str(error)]
             equal_before = None
         else:
             last = [line for shot in shots[1:] for line in differences(shots[0], shot)]
-            if not last and expected is not None and not expected(shots[0]):
+            if not last and not as_expected:
                 last = [f"equal, but not as expected: {path}" for path in shots[0]]
-            if not last:
-                if equal_before == shots[0]:
-                    return shots[0]
-                equal_before = shots[0]
-            else:
-                equal_before = None
+            if not last and equal_before == shots[0]:
+                return shots[0]
+            equal_before = None if last else shots[0]
         pause(POLL_S)
     raise AssertionError(f"{len(last)} differences after {timeout_s} s:\n" + "\n".join(last[:30]))
 

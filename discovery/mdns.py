@@ -168,7 +168,10 @@ class Mdns:
 
     def interfaces(self) -> list[str]:
         """IP addresses of the interfaces to use, for listening and to announce."""
-        return list(self._interfaces) if self._interfaces is not None else lan_addresses()
+        if self._interfaces is None:
+            return lan_addresses()
+        # Zeroconf leaks a socket when it is given an address that is not there.
+        return [address for address in self._interfaces if address in local_addresses()]
 
     def instance(self) -> str:
         """A fresh name that says nothing."""
@@ -278,17 +281,24 @@ class _Presence:
             self._post(addresses, sorted(folders))
 
 
+def local_addresses() -> set[str]:
+    """All addresses of this machine's interfaces."""
+    return {
+        one.ip if isinstance(one.ip, str) else one.ip[0]
+        for adapter in ifaddr.get_adapters()
+        for one in adapter.ips
+    }
+
+
 def lan_addresses() -> list[str]:
-    """The addresses of this machine's interfaces, sorted, without loopback; of IPv6 only those
-    that mean the same on every interface.
+    """Those of them that a peer can use: no loopback, and of IPv6 only what means the same on every
+    interface; sorted.
     """
-    found = set()
-    for adapter in ifaddr.get_adapters():
-        for one in adapter.ips:
-            address = ipaddress.ip_address(one.ip if isinstance(one.ip, str) else one.ip[0])
-            if not (address.is_loopback or address.is_link_local or address.is_unspecified):
-                found.add(str(address))
-    return sorted(found)
+    return sorted(text for text in local_addresses() if _is_lan(ipaddress.ip_address(text)))
+
+
+def _is_lan(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return not (address.is_loopback or address.is_link_local or address.is_unspecified)
 
 
 def _version(addresses: Iterable[str]) -> IPVersion:

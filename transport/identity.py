@@ -142,6 +142,7 @@ def _load(path: str) -> Identity:
         seed = value.get("seed")
         if (
             value.keys() == {"version", "seed", "checksum"}
+            and value["version"] == FILE_VERSION
             and isinstance(seed, bytes)
             and len(seed) == SEED_SIZE
             and value["checksum"] == _checksum(seed)

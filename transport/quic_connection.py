@@ -230,6 +230,9 @@ class QuicLinkConnection:
         datagrams: list[Datagram] = []
 
         def act() -> None:
+            if not self.dialled and not self.core.has_begun:
+                self.lose("its first packet was junk")  # a real one will be sent again
+                return
             self._handle_events()
             if self._received >= ACK_NOW_PACKETS:
                 self.core.hasten_ack(now)

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
-    END_STATES,
     Limit,
     QuicConnection,
     QuicConnectionError,
@@ -144,6 +143,11 @@ class QuicCore(QuicConnection):
             raise PeerError(str(error)) from None
 
     @property
+    def has_begun(self) -> bool:
+        """Whether any packet of the peer could be decrypted."""
+        return self._state is not QuicConnectionState.FIRSTFLIGHT
+
+    @property
     def terminated(self) -> bool:
         """Nothing more will be sent, and no timer is needed."""
         return self._state is QuicConnectionState.TERMINATED
@@ -220,7 +224,7 @@ class QuicCore(QuicConnection):
         """Acknowledge at once if much has come in: it keeps a fast sender's window moving."""
         space = self._spaces[Epoch.ONE_RTT]
         if space.ack_at is not None and space.ack_at > now:
-            space.ack_at = now
+            space.ack_at = 0.0  # in the past: stock paces an acknowledgement due right now
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Any]]:
         """See the base class; updates the keys when enough was sent under them."""
@@ -275,7 +279,6 @@ class QuicCore(QuicConnection):
 _CODES: Final = frozenset(CloseCode)
 _NO_COMMON_ALPN: Final = QuicErrorCode.CRYPTO_ERROR + AlertDescription.no_application_protocol
 _NO_COMMON_VERSION: Final = "Could not find a common protocol version"  # aioquic's own words
-_ENDED: Final = END_STATES
 
 
 def _held(stream: QuicStream) -> int:

@@ -24,7 +24,7 @@ from transport.link import Address
 Sockaddr: TypeAlias = Any  # what the socket module takes: (host, port) or IPv6's four parts
 Datagram: TypeAlias = tuple[bytes, Sockaddr]
 
-RECEIVE_BATCH_MAX: Final = 64  # calls a wake-up, so that one busy peer cannot starve the others
+RECEIVE_BATCH: Final = 64  # datagrams a wake-up (2 ms of work), then acknowledge and look around
 SEGMENTS_MAX: Final = 64  # datagrams a call: the kernel's UDP_MAX_SEGMENTS of older versions
 SEND_SIZE_MAX: Final = 64_000  # bytes a call: below the largest UDP payload
 BUFFER_SIZE: Final = 4 * 2**20  # bytes asked of the kernel for either direction
@@ -98,7 +98,9 @@ class UdpSocket:
     def receive(self) -> list[Datagram]:
         """What has arrived, without waiting."""
         received: list[Datagram] = []
-        for _ in range(RECEIVE_BATCH_MAX):
+        for _ in range(RECEIVE_BATCH):
+            if len(received) >= RECEIVE_BATCH:
+                break
             try:
                 size, control, _flags, sender = self._socket.recvmsg_into(
                     [self._buffer], _CONTROL_SIZE

@@ -40,7 +40,7 @@ class FolderConfig:
 
     folder: FolderId
     path: str
-    marker: str
+    marker: bytes
     invitation_seed: bytes | None = None
     peers: tuple[tuple[str, int], ...] = ()
     paused: bool = False
@@ -64,7 +64,7 @@ class FolderConfig:
     def from_bytes(cls, data: bytes) -> FolderConfig:
         """Strictly parse `to_bytes`; raises ValueError on anything else."""
         match unpack(data, size_max=CONFIG_SIZE_MAX):
-            case [1, bytes(folder), str(path), str(marker), seed, list(peers), bool(paused)]:
+            case [1, bytes(folder), str(path), bytes(marker), seed, list(peers), bool(paused)]:
                 addresses = tuple((str(host), int(port)) for host, port in peers)
                 return cls(FolderId(folder), path, marker, seed, addresses, paused)
             case _:

@@ -1,7 +1,8 @@
-"""Compares a directory's listing with the disk rows. Pure but for `observe`, which runs in a worker thread.
+"""Compares a directory's listing with the disk rows. Pure but for `observe`, which runs in a
+worker thread.
 
-The rule that everything here serves: **only a successful listing of the parent proves a deletion**. An error means
-"unknown"; it becomes a warning on that path and nothing else.
+The rule that everything here serves: **only a successful listing of the parent proves a
+deletion**. An error means "unknown"; it becomes a warning on that path and nothing else.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Differences:
 
 
 def observe(fs: FileSystem, path: str, names: frozenset[str] | None) -> Listing:
-    """List `path`, or look at a few names in it; a name that seems gone is confirmed by a listing."""
+    """List `path`, or look at a few names in it; a name that seems gone is confirmed by a
+    listing.
+    """
     try:
         if names is None:
             return Listing(path, {entry.name: entry.stat for entry in fs.scandir(path)})
@@ -58,7 +61,9 @@ def observe(fs: FileSystem, path: str, names: frozenset[str] | None) -> Listing:
 
 
 def is_gone(error: OSError) -> bool:
-    """True when a listing failed since the directory itself is not there (its parent knows more)."""
+    """True when a listing failed since the directory itself is not there (its parent knows
+    more).
+    """
     return error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
@@ -70,14 +75,14 @@ def compare(
     Args:
         listing: A successful one.
         rows: The directory's disk rows by name (at least those that `listing.names` asks for).
-        ignored: `(name, is_directory) -> bool`. What is ignored is left alone in both directions.
+        ignored: `(path, is_directory) -> bool`. What is ignored is left alone in both directions.
 
     """
     assert listing.error is None, "an error tells nothing about what is there"
     found = Differences()
     for name, stat in listing.entries.items():
         kind = None if stat.kind is StatKind.OTHER else Kind(stat.kind)
-        if ignored(name, kind is Kind.DIRECTORY):
+        if ignored(join(listing.path, name), kind is Kind.DIRECTORY):
             continue
         row = rows.get(name)
         if kind is None:
@@ -112,7 +117,7 @@ def _find_missing(
         row = rows.get(name)
         if row is None or name in listing.entries:
             continue
-        if not ignored(name, row.kind is Kind.DIRECTORY):
+        if not ignored(join(listing.path, name), row.kind is Kind.DIRECTORY):
             found.missing.append(row)
 
 

@@ -1,8 +1,9 @@
 """Opens a folder's index: one SQLite database in WAL mode, with one writer, the event loop.
 
-A commit is durable when it returns (`synchronous=FULL`): entries may be sent and acknowledged after it. Calls are
-short and synchronous. A damaged index is moved aside, never repaired in place and never deleted; what can be rebuilt is
-rebuilt from the disk and from peers, as "unknown", which deletes nothing.
+A commit is durable when it returns (`synchronous=FULL`): entries may be sent and acknowledged
+after it. Calls are short and synchronous. A damaged index is moved aside, never repaired in place
+and never deleted; what can be rebuilt is rebuilt from the disk and from peers, as "unknown", which
+deletes nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run the block in one transaction: all of it is durable afterwards, or none of it happened.
+        """Run the block in one transaction: all of it is durable afterwards, or none of it
+        happened.
 
         Transactions nest; only the outermost commits.
         """
@@ -63,7 +65,9 @@ class Database:
         except sqlite3.Error as error:
             with contextlib.suppress(sqlite3.Error):
                 self.connection.execute("ROLLBACK")
-            raise WorldError(f"the index could not be written ({error}); nothing was changed") from error
+            raise WorldError(
+                f"the index could not be written ({error}); nothing was changed"
+            ) from error
 
     def close(self) -> None:
         """Fold the write-ahead log in and close."""

@@ -1,8 +1,8 @@
 """The disk table: what this node last agreed with its own disk about each item.
 
-A row says where the item lies (parent item and name on this disk), which content version lies there, and what
-`lstat` said of it. It is written only after the disk operation that it describes is durable, or after a scan saw
-exactly that.
+A row says where the item lies (parent item and name on this disk), which content version lies
+there, and what `lstat` said of it. It is written only after the disk operation that it describes
+is durable, or after a scan saw exactly that.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from crdt.codec import pack, unpack
 from crdt.ids import ROOT, ItemId
@@ -121,7 +121,8 @@ class DiskRows:
         self._db.execute("UPDATE OR REPLACE disk SET parent = ? WHERE parent = ?", (new, old))
 
     def path(self, item: ItemId) -> str | None:
-        """Where the item lies on this disk, `""` for the root; None when it or a parent does not."""
+        """Where the item lies on this disk, `""` for the root; None when it or a parent does
+        not."""
         names: list[str] = []
         while item != ROOT:
             if item == PARKED:
@@ -172,22 +173,24 @@ class DiskRows:
         return None if row is None else _row(row)
 
 
-def _row(columns: tuple[bytes | str | int, ...]) -> DiskRow:
-    item, parent, name, kind, version, digest, revision, shown_name, *stat, profile = columns
-    inode, size, mtime_ns, ctime_ns, executable = stat
+def _row(columns: tuple[Any, ...]) -> DiskRow:
+    (
+        item, parent, name, kind, version, digest, revision, shown_name,
+        inode, size, mtime_ns, ctime_ns, executable, profile,
+    ) = columns  # fmt: skip
     return DiskRow(
-        item=ItemId(bytes(item)),  # type: ignore[arg-type]
-        parent=ItemId(bytes(parent)),  # type: ignore[arg-type]
-        name=str(name),
+        item=ItemId(item),
+        parent=ItemId(parent),
+        name=name,
         kind=Kind(kind),
-        version=VersionVector.from_wire(unpack(bytes(version), size_max=VERSION_SIZE_MAX)),  # type: ignore[arg-type]
-        digest=bytes(digest),  # type: ignore[arg-type]
-        revision=int(revision),
-        shown_name=str(shown_name),
-        inode=int(inode),
-        size=int(size),
-        mtime_ns=int(mtime_ns),
-        ctime_ns=int(ctime_ns),
+        version=VersionVector.from_wire(unpack(version, size_max=VERSION_SIZE_MAX)),
+        digest=digest,
+        revision=revision,
+        shown_name=shown_name,
+        inode=inode,
+        size=size,
+        mtime_ns=mtime_ns,
+        ctime_ns=ctime_ns,
         executable=bool(executable),
-        profile=int(profile),
+        profile=profile,
     )

@@ -1,8 +1,8 @@
 """The log table: every accepted entry, as the bytes that came or went over the wire.
 
-`have` (what is durable here) and the heads are kept in memory and follow the table; they are reloaded after a
-transaction that failed. Rows are in order of acceptance, which is a causal order, so reading them in that order
-gives a peer every entry after those it depends on.
+`have` (what is durable here) and the heads are kept in memory and follow the table; they are
+reloaded after a transaction that failed. Rows are in order of acceptance, which is a causal order,
+so reading them in that order gives a peer every entry after those it depends on.
 """
 
 from __future__ import annotations

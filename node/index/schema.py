@@ -1,8 +1,8 @@
 """The index's tables, and how an older index becomes the present one.
 
-`PRAGMA user_version` holds the schema's number. Migration `n` turns version `n` into `n + 1`, in one transaction;
-a migration that has been released never changes. A newer index than this program knows is refused, untouched.
-docs/storage.md explains each table.
+`PRAGMA user_version` holds the schema's number. Migration `n` turns version `n` into `n + 1`, in
+one transaction; a migration that has been released never changes. A newer index than this program
+knows is refused, untouched. docs/storage.md explains each table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tree → disk: one service that carries out what the pending items need.
 
-Work goes in rounds. A round looks at pending items, asks the planner, and picks the jobs that can be
-done now: directories whose parent is there, renames whose target is free, files whose content is
+Work goes in rounds. A round looks at pending items, asks the planner, and picks the jobs that can
+be done now: directories whose parent is there, renames whose target is free, files whose content is
 assembled, removals of what is empty. One batch is carried out in a worker thread under the disk
 lock and recorded in one transaction; then the next round looks again. So no order has to be
 computed in advance, and a crash or an error leaves nothing to resume but the comparison.
@@ -114,6 +114,7 @@ class Apply:
         self._ready_size = 0
         self._assembling: set[ItemId] = set()
         self.waiting: dict[ItemId, Waiting] = {}
+        self.done_files = 0  # placed on the disk since the start
         self.changed = Bell()
 
     def retry_all(self) -> None:
@@ -193,9 +194,9 @@ class Apply:
             if row is not None:
                 self._plan_removal(item, row, found)
             return
-        if plan.create or plan.relocate:
-            if not self._free_target(item, shown, row, found):
-                return
+        moves = plan.create or plan.relocate
+        if moves and not self._free_target(item, shown, row, found):
+            return
         path = self._target(shown)
         if path is None:
             return  # its directory comes first
@@ -231,33 +232,45 @@ class Apply:
         if self._ignored(path, row.kind is Kind.DIRECTORY):
             self._folder.pending.pop(item, None)
             return
+        heir = self._folder.tree.child(self._folder.tree.representative(row.parent), row.shown_name)
+        if heir is not None and self._same_thing(row, heir):
+            self._hand_over(row, heir.item)
+            return
         if row.kind is Kind.DIRECTORY and self._folder.disk.has_children(item):
             return  # they go or move first
         found.jobs.append(Job(item, None, row, Remove(path, row, self._history_path())))
 
-    def _free_target(
-        self, item: ItemId, shown: ViewRow, row: DiskRow | None, found: Round
-    ) -> bool:
+    def _free_target(self, item: ItemId, shown: ViewRow, row: DiskRow | None, found: Round) -> bool:
         """True when nothing that we know of lies where `item` belongs."""
         folder = self._folder
         occupant = folder.disk.at(shown.parent, folder.disk_name(shown) or shown.name)
         if occupant is None or occupant.item == item:
             return True
         if folder.tree.row(occupant.item) is None:
-            same = occupant.kind is shown.content.kind and (
-                occupant.kind is Kind.DIRECTORY or occupant.digest == shown.content.digest
-            )
-            if same and row is None:
-                # A twin, or a directory united with this one: the same thing under another id.
-                with folder.transaction():
-                    folder.disk.rekey(occupant.item, item)
-                    folder.locations.rekey(occupant.item, item)
-                folder.look_at([occupant.item, item])
-                folder.work.ring()
+            if self._same_thing(occupant, shown):
+                self._hand_over(occupant, item)
             return False
         if row is not None:
             found.blocked.append((item, occupant))
         return False
+
+    def _same_thing(self, row: DiskRow, shown: ViewRow) -> bool:
+        """True when what lies here under an id that is not shown any more is what `shown` wants: a
+        twin, or a directory united with this one.
+        """
+        return (
+            self._folder.disk.get(shown.item) is None
+            and row.kind is shown.content.kind
+            and (row.kind is Kind.DIRECTORY or row.digest == shown.content.digest)
+        )
+
+    def _hand_over(self, row: DiskRow, heir: ItemId) -> None:
+        folder = self._folder
+        with folder.transaction():
+            folder.disk.rekey(row.item, heir)
+            folder.locations.rekey(row.item, heir)
+            folder.look_at([row.item, heir])
+        folder.work.ring()
 
     def _plan_content(
         self,
@@ -273,7 +286,9 @@ class Apply:
         if ready is not None and ready.digest != content.digest:
             self._forget_ready(item)
             ready = None
-        source: bytes | str | None = content.target if content.target is not None else content.inline
+        source: bytes | str | None = (
+            content.target if content.target is not None else content.inline
+        )
         if source is None and ready is None:
             self._start_assembly(item, shown, found, nursery)
             return
@@ -345,6 +360,7 @@ class Apply:
         for job, outcome in zip(batch, outcomes, strict=True):
             if outcome.verdict is Verdict.DONE:
                 done.append((job, outcome))
+                self.done_files += isinstance(job.work, Place)
                 self._done(job.item)
             else:
                 self._not_done(job, outcome)

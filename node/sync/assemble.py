@@ -29,8 +29,8 @@ WINDOW_SIZE: Final = 8 * 1024 * 1024  # bytes of them
 class BlockSource(Protocol):
     """Where plaintext blocks come from."""
 
-    async def block(self, ref: BlockRef, *, bulk: bool) -> bytes:
-        """The block's verified bytes; waits for a peer that has it. `bulk` yields to small ones."""
+    async def block(self, ref: BlockRef, *, transfer_size: int) -> bytes:
+        """The block's verified bytes; waits for a peer that has it. Small transfers go first."""
         ...
 
     async def node(self, ref: BlockRef) -> bytes:
@@ -73,7 +73,7 @@ class Assembler:
         while (wanted := walk.wants()) is not None:
             nodes[wanted.block] = data = await self._source.node(wanted)
             walk.feed(data)
-        blocks = list(walk.blocks())
+        blocks += walk.blocks()
         name = f".shoal/tmp/{item.hex()}-{content.digest.hex()[:16]}"
         if content.size <= MEMORY_SIZE_MAX:
             data = await self._in_memory(blocks, content.size)
@@ -86,11 +86,11 @@ class Assembler:
 
     async def _in_memory(self, blocks: list[tuple[BlockRef, int]], size: int) -> bytes:
         if len(blocks) == 1:
-            return await self._source.block(blocks[0][0], bulk=False)
+            return await self._source.block(blocks[0][0], transfer_size=size)
         whole = bytearray(size)
 
         async def fill(ref: BlockRef, offset: int) -> None:
-            whole[offset : offset + ref.length] = await self._source.block(ref, bulk=False)
+            whole[offset : offset + ref.length] = await self._source.block(ref, transfer_size=size)
 
         async with trio.open_nursery() as nursery:
             for ref, offset in blocks:
@@ -108,7 +108,7 @@ class Assembler:
                     token = object()
                     await window.acquire_on_behalf_of(token)
                     await room.acquire_on_behalf_of(token)
-                    nursery.start_soon(self._fill, handle, ref, offset, (window, room), token)
+                    nursery.start_soon(self._fill, handle, ref, offset, size, (window, room), token)
         finally:
             handle.close()
 
@@ -117,11 +117,12 @@ class Assembler:
         handle: WriteHandle,
         ref: BlockRef,
         offset: int,
+        size: int,
         limits: tuple[trio.CapacityLimiter, ...],
         token: object,
     ) -> None:
         try:
-            data = await self._source.block(ref, bulk=True)
+            data = await self._source.block(ref, transfer_size=size)
             await self._threads.run(handle.write_at, offset, data)
         finally:
             for limit in limits:

@@ -24,15 +24,22 @@ from node.files.port import Stat
 from node.index.disk_rows import DiskRow
 from node.sync.folder import Folder
 from node.sync.observed import Created, Deleted, Described, Edited, Moved, Observed, Touched
-from node.sync.planner import adopts, sure_ctime_ns
+from node.sync.planner import UNSURE, adopts, sure_ctime_ns
 
 ENTRY_WRITES_MAX: Final = 1_000  # slot writes of one entry: 100,000 files make 100 entries
 ENTRY_INLINE_MAX: Final = 1024 * 1024  # bytes of inline content in one entry
 
 
-def commit_observed(folder: Folder, observations: Sequence[Observed]) -> None:
-    """Write what a scan found; durable when it returns."""
+def commit_observed(folder: Folder, observations: Sequence[Observed]) -> list[Observed]:
+    """Write what a scan found; durable when it returns.
+
+    Returns: what a reader must not write; it stays on this disk as it is.
+    """
     before = folder.have
+    kept_back: list[Observed] = []
+    if not folder.roster.may_write(folder.identity.device):
+        kept_back = [seen for seen in observations if not _needs_no_write(folder, seen)]
+        observations = [seen for seen in observations if _needs_no_write(folder, seen)]
     with folder.transaction():
         # Moves may permute places: all old places are freed before the first new one is taken.
         for seen in observations:
@@ -43,6 +50,25 @@ def commit_observed(folder: Folder, observations: Sequence[Observed]) -> None:
             rest = _commit_entry(folder, rest)
     if folder.have != before:
         folder.advanced.ring()
+    return kept_back
+
+
+def _needs_no_write(folder: Folder, seen: Observed) -> bool:
+    """True when the disk shows what the view wants anyway."""
+    match seen:
+        case Created():
+            return _adopted(folder, seen) is not None
+        case Deleted():
+            shown = folder.tree.row(seen.row.item)
+            return shown is None or shown.revision != seen.row.revision
+        case Moved():
+            shown = folder.tree.row(seen.row.item)
+            place = (folder.tree.representative(seen.parent), seen.name)
+            return shown is not None and (shown.parent, shown.name) == place
+        case Edited():
+            return False
+        case Touched():
+            return True
 
 
 def _commit_entry(folder: Folder, observations: list[Observed]) -> list[Observed]:
@@ -113,16 +139,25 @@ def _write(folder: Folder, seen: Observed, writer: Writer) -> ItemId:
 
 def _write_created(folder: Folder, seen: Created, writer: Writer) -> ItemId:
     draft = seen.described.draft
-    shown = folder.tree.child(folder.tree.representative(seen.parent), seen.name)
-    if (
-        shown is not None
-        and folder.disk.get(shown.item) is None
-        and adopts(shown.content, seen.described.digest, draft.executable)
-    ):
+    shown = _adopted(folder, seen)
+    if shown is not None:
         return shown.item
-    assert not folder.tree.slots(seen.item), "a fresh item has no slots"
-    writer.create(seen.item, seen.parent, seen.name, draft)
+    if folder.tree.slots(seen.item):
+        # A directory that the view showed when the walk came by, and that is gone from it now.
+        writer.edit(seen.item, draft, base=EMPTY)
+        writer.move(seen.item, seen.parent, seen.name)
+    else:
+        writer.create(seen.item, seen.parent, seen.name, draft)
     return seen.item
+
+
+def _adopted(folder: Folder, seen: Created) -> ViewRow | None:
+    """The view row that what was found is already: left by a crash, or here before we met."""
+    shown = folder.tree.child(folder.tree.representative(seen.parent), seen.name)
+    if shown is None or folder.disk.get(shown.item) is not None:
+        return None
+    fits = adopts(shown.content, seen.described.digest, seen.described.draft.executable)
+    return shown if fits else None
 
 
 def _write_edited(folder: Folder, seen: Edited, writer: Writer) -> ItemId:
@@ -160,7 +195,8 @@ def _record(folder: Folder, seen: Observed, item: ItemId) -> None:
                 folder.disk.rekey(seen.row.item, item)
             row = replace(seen.row.moved(parent, seen.name), item=item)
             row = replace(row, revision=_agreed_revision(folder, row, folder.tree.row(item)))
-            put_row(folder, row, seen.stat)
+            # A rename hides in the ctime whether the content changed too: the next scan reads it.
+            put_row(folder, row, replace(seen.stat, ctime_ns=UNSURE))
         case Deleted():
             folder.disk.drop(seen.row.item)
             folder.locations.drop(seen.row.item)
@@ -204,7 +240,8 @@ def _version_on_disk(folder: Folder, item: ItemId, described: Described) -> Vers
     shown = folder.tree.row(item)
     own = folder.tree.slots(item).get(folder.identity.device)
     draft = described.draft
-    for content in (shown and shown.content, own and own.content):
+    candidates = (None if shown is None else shown.content, None if own is None else own.content)
+    for content in candidates:
         if content is None or content.digest != described.digest:
             continue
         if draft.kind is not Kind.FILE:

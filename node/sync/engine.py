@@ -18,12 +18,13 @@ from typing import Final
 import trio
 
 from crdt.errors import ShoalError
-from crdt.ids import DeviceId, ItemId
+from crdt.ids import DeviceId
 from crdt.version_vector import VersionVector
-from node.files.ignore import IGNORE_FILE, IgnoreRules
+from node.files.ignore import TEXT_BYTES_MAX, IgnoreRules
+from node.files.layout import IGNORE_FILE
 from node.files.port import FileSystem
-from node.files.root_marker import RootState, check_root
-from node.files.watcher import Watcher, WatchEvent
+from node.files.root_marker import RootId, RootState, check_root
+from node.files.watcher import Dirty, Limited, Rescan, Watcher, WatchEvent
 from node.index.database import is_damage
 from node.ports import Threads
 from node.sync.apply import Apply
@@ -41,14 +42,15 @@ logger = logging.getLogger("shoal.engine")
 RESTART_DELAY_S: Final = 1.0  # before a service that failed is started again
 SETTLE_SCAN_FILES_MAX: Final = 50_000  # below this `wait` looks at every file first
 WARNINGS_MAX: Final = 200
+EMPTIED_MIN: Final = 20  # a folder of fewer files may well be emptied by a person
 
 
 @dataclass(frozen=True, slots=True)
-class PeerState:
+class PeerView:
     """What a peer last said of itself."""
 
-    device: DeviceId
     connected: bool
+    name: str
     have: VersionVector
     complete: VersionVector
 
@@ -69,7 +71,7 @@ class FolderEngine:
         *,
         folder: Folder,
         path: str,
-        marker: str,
+        marker: RootId,
         fs: FileSystem,
         threads: Threads,
         watcher: Watcher,
@@ -81,14 +83,16 @@ class FolderEngine:
         self.paused = paused
         self.stopped: str | None = None
         self.warnings: dict[str, str] = {}
-        self.peers: dict[DeviceId, PeerState] = {}
+        self.peers: dict[DeviceId, PeerView] = {}
         self.changed = Bell()  # anything that `status` shows
+        self._awaits_own_log = False
+        self.on_roster: Callable[[], None] = lambda: None
         self.intake = Intake(folder)
-        self._fs = fs
-        self._threads = threads
+        self.fs = fs
+        self.threads = threads
         self._watcher = watcher
         self._disk_lock = trio.Lock()
-        self._ignore = IgnoreRules.parse("")
+        self._ignore = IgnoreRules.none()
         self.blocks = BlockExchange(folder, fs, threads)
         self.scans = ScanService(
             self._make_scan, allowed=self._allowed, on_report=self._take_report
@@ -98,7 +102,7 @@ class FolderEngine:
             fs,
             threads,
             self._disk_lock,
-            Assembler(fs, threads, self.blocks),
+            Assembler(fs, threads, self.blocks, folder.block_key),
             ignored=self._ignored,
             dirty=lambda path: self.scans.hint([path]),
             allowed=lambda: self._allowed() and self.scans.first_done,
@@ -164,6 +168,26 @@ class FolderEngine:
             self.stopped = reason
             self.changed.ring()
 
+    def warn(self, path: str, message: str) -> None:
+        """Something needs a look; everything else goes on."""
+        key = path or message
+        if self.warnings.get(key) != message and len(self.warnings) < WARNINGS_MAX:
+            self.warnings[key] = message
+            logger.warning("%s%s", f"{path}: " if path else "", message)
+            self.changed.ring()
+
+    def roster_changed(self) -> None:
+        """A roster entry came in or was written: who may connect may be another now."""
+        self.on_roster()
+        self.changed.ring()
+
+    def await_own_log(self) -> None:
+        """The index was lost with our own log: write nothing until a peer has told what it has of
+        it, or we would sign two entries with one number.
+        """
+        self._awaits_own_log = True
+        self.warn("", "waiting for another device to return what this one had written before")
+
     def set_paused(self, paused: bool) -> None:
         """Pause or resume scanning, applying and exchanging."""
         self.paused = paused
@@ -173,12 +197,18 @@ class FolderEngine:
         self.changed.ring()
 
     def _allowed(self) -> bool:
-        return self.stopped is None and not self.paused
+        return self.stopped is None and not self.paused and not self._awaits_own_log
 
     async def root_is_ours(self) -> bool:
         """Ask the disk whether the folder is still the one we know; stop if it is not."""
-        known = self.folder.disk.has_children(ItemId(bytes(16)))
-        verdict = await self._threads.run(check_root, self._fs, self.marker, known)
+        known = self.folder.tree.totals().files > EMPTIED_MIN
+        try:
+            verdict = await self.threads.run(
+                lambda: check_root(self.fs, self.marker, had_files=known)
+            )
+        except OSError as error:
+            self.warn("", f"the folder cannot be looked at ({error.strerror}); trying again")
+            return False
         if verdict.state is not RootState.OK:
             self.stop(verdict.message)
         return verdict.state is RootState.OK
@@ -188,16 +218,22 @@ class FolderEngine:
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled."""
         if not await self.root_is_ours():
+            self.stop("the folder cannot be looked at; nothing was changed")
             task_status.started()
             await trio.sleep_forever()
-        for note in await self._threads.run(recover, self.folder, self._fs):
-            self.warnings[note] = note
+        for note in recover(self.folder, self.fs):
+            self.warn("", note)
         await self._load_ignore()
         self.folder.look_at_all()
         async with trio.open_nursery() as nursery:
-            for service in (self._watch, self.scans.serve, self.apply.serve, self._forward):
+            send, events = trio.open_memory_channel[WatchEvent](0)
+            # Watching begins before the first scan, so that nothing falls between the two.
+            await nursery.start(self._watcher.serve, send)
+            nursery.start_soon(self._guard, lambda: self._take_hints(events))
+            for service in (self.scans.serve, self.apply.serve, self.blocks.serve):
                 nursery.start_soon(self._guard, service)
-            nursery.start_soon(self._guard, self.blocks.serve)
+            for bell in (self.folder.advanced, self.apply.changed, self.scans.done):
+                nursery.start_soon(self._ring_on, bell)
             task_status.started()
 
     async def _guard(self, service: Callable[[], Awaitable[None]]) -> None:
@@ -214,29 +250,29 @@ class FolderEngine:
                     return
                 logger.exception("the index could not be used; trying again")
             except ShoalError as error:
-                logger.warning("%s", error)
-                self.warnings["service"] = str(error)
+                self.warn("", str(error))
             except Exception:  # a bug in one service must not end the node
                 logger.exception("a service failed; it is started again")
-            self.folder.database.reset()
             await trio.sleep(RESTART_DELAY_S)
 
-    async def _watch(self) -> None:
-        async def take(event: WatchEvent) -> None:
-            if event.rescan:
-                self.scans.everything()
-                if event.message:
-                    self.warnings["watcher"] = event.message
-            else:
-                self.scans.hint(event.paths)
+    async def _take_hints(self, events: trio.MemoryReceiveChannel[WatchEvent]) -> None:
+        async for event in events:
+            match event:
+                case Dirty(paths=paths):
+                    if IGNORE_FILE in paths and await self._load_ignore():
+                        self.scans.everything()
+                        self._look_again()
+                    self.scans.hint(paths)
+                case Rescan():
+                    self.scans.everything()
+                case Limited(message=message):
+                    self.warn("", message)
+                    self.scans.scan_often()
 
-        await self._watcher.serve(take)
-
-    async def _forward(self) -> None:
-        """Whatever rings anywhere may change the status."""
-        async with trio.open_nursery() as nursery:
-            for bell in (self.folder.advanced, self.apply.changed, self.scans.done):
-                nursery.start_soon(self._ring_on, bell)
+    def _look_again(self) -> None:
+        """What was ignored may be wanted now."""
+        self.folder.look_at_all()
+        self.folder.work.ring()
 
     async def _ring_on(self, bell: Bell) -> None:
         count = bell.count
@@ -249,8 +285,8 @@ class FolderEngine:
     def _make_scan(self, progress: Callable[[int, int], None]) -> Scan:
         return Scan(
             self.folder,
-            self._fs,
-            self._threads,
+            self.fs,
+            self.threads,
             self._disk_lock,
             ignored=self._ignored,
             may_delete=self.root_is_ours,
@@ -259,31 +295,40 @@ class FolderEngine:
 
     def _take_report(self, report: ScanReport) -> None:
         if report.full:
-            self.warnings = {}
-        for path, why in list(report.warnings.items())[:WARNINGS_MAX]:
-            self.warnings[path] = why
+            self.warnings = {path: why for path, why in self.warnings.items() if not path}
+        for path, why in report.warnings.items():
+            self.warn(path, why)
         self.apply.retry_all()
 
     def _ignored(self, path: str, is_directory: bool) -> bool:
         return self._ignore.ignores(path, is_directory)
 
-    async def _load_ignore(self) -> None:
+    async def _load_ignore(self) -> bool:
+        """Read the rules; True when they are other ones than before."""
+
         def read() -> str:
             try:
-                with self._fs.open_read(IGNORE_FILE) as handle:
-                    return handle.read_at(0, 1024 * 1024).decode(errors="replace")
+                with self.fs.open_read(IGNORE_FILE) as handle:
+                    return handle.read_at(0, TEXT_BYTES_MAX + 1).decode(errors="replace")
             except OSError:
                 return ""
 
-        self._ignore = IgnoreRules.parse(await self._threads.run(read))
+        before, self._ignore = self._ignore, IgnoreRules.parse(await self.threads.run(read))
+        for warning in self._ignore.warnings:
+            self.warn(IGNORE_FILE, warning)
+        return before.text != self._ignore.text
 
     # --- peers ----------------------------------------------------------------------------------
 
     def set_peer(
-        self, device: DeviceId, have: VersionVector, complete: VersionVector
+        self, device: DeviceId, name: str, have: VersionVector, complete: VersionVector
     ) -> None:
         """A connected peer told its state."""
-        self.peers[device] = PeerState(device, True, have, complete)
+        own = self.folder.identity.device
+        if self._awaits_own_log and self.folder.have.covers(own, have[own]):
+            self._awaits_own_log = False
+            self.scans.everything()
+        self.peers[device] = PeerView(True, name, have, complete)
         self.changed.ring()
 
     def peer_gone(self, device: DeviceId) -> None:

@@ -20,18 +20,21 @@ from crdt import entry as entries
 from crdt.ids import FolderId, ItemId
 from crdt.roster import Roster
 from crdt.roster_ops import Op, pack_ops
-from crdt.slot import Content, Kind
+from crdt.slot import Kind
 from crdt.tree import ViewRow
 from crdt.version_vector import EMPTY, VersionVector
 from node.blocks.locate import Locations
+from node.files.port import StatKind
 from node.index.database import Database
 from node.index.disk_rows import DiskRow, DiskRows
 from node.index.log import Log
 from node.index.view import TreeIndex
 from node.ports import Clock, Random
 from node.sync.bell import Bell
+from node.sync.describe import Job
 from node.sync.planner import plan_item
 from transport.identity import Identity
+
 
 class Folder:
     """State of one folder: log, tree, disk rows, roster, keys, and which items need work."""
@@ -129,25 +132,23 @@ class Folder:
             return row.item
         return self.new_item()
 
-    def known_content(self, row: DiskRow | None) -> Content | None:
-        """The content that `row` speaks of, so that a re-scan can start from its block list."""
-        if row is None:
-            return None
-        for slot in self.tree.slots(row.item).values():
-            if slot.content is not None and slot.content.version == row.version:
-                return slot.content
-        return None
+    def reading_job(self, path: str, kind: StatKind, row: DiskRow | None) -> Job:
+        """How to read a path: from the content and blocks that it had, where `row` knows them."""
+        if row is None or not row.profile or kind is not StatKind.FILE:
+            return Job(path, kind)
+        slots = self.tree.slots(row.item).values()
+        contents = (slot.content for slot in slots if slot.content is not None)
+        previous = next((one for one in contents if one.version == row.version), None)
+        return Job(path, kind, previous, tuple(self.locations.blocks_of(row.item)))
 
     # --- what needs work --------------------------------------------------------------------
 
     def look_at(self, items: Iterable[ItemId]) -> None:
-        """Compare the view rows of `items` with their disk rows; what differs becomes pending.
-
-        Call it inside the transaction that changed them, or after it.
-        """
+        """Compare the view rows of `items` with their disk rows; what differs becomes pending."""
         before = len(self.pending)
-        for item in items:
-            self._look_at(item)
+        with self.transaction():
+            for item in items:
+                self._look_at(item)
         if len(self.pending) > before:
             self.work.ring()
 

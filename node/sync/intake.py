@@ -1,8 +1,9 @@
 """Takes other devices' entries in: parse, judge, store, apply, in one transaction a batch.
 
 Only after the transaction is an entry acknowledged. What the sender must not have sent raises
-`PeerError` and the batch up to there stands. What came too early waits in a bounded room; what finds
-no room is dropped and asked for again, since the log position that we announce does not cover it.
+`PeerError` and the batch up to there stands. What came too early waits in a bounded room; what
+finds no room is dropped and asked for again, since the log position that we announce does not
+cover it.
 """
 
 from __future__ import annotations
@@ -139,5 +140,3 @@ class Intake:
     def _apply(self, writes: list[tuple[ItemId, DeviceId, Slot]]) -> None:
         if writes:
             self._folder.look_at(self._folder.tree.apply(writes))
-
-

@@ -40,7 +40,9 @@ def described_directory(stat: Stat) -> Described:
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """Something new at `name` in `parent`; `item` is fresh, or what the view already shows there."""
+    """Something new at `name` in `parent`; `item` is fresh, or what the view already shows
+    there.
+    """
 
     item: ItemId
     parent: ItemId

@@ -14,6 +14,7 @@ from node.files.port import Stat
 from node.index.disk_rows import PARKED, DiskRow
 from node.sync.commit import put_row
 from node.sync.folder import Folder
+from node.sync.planner import UNSURE
 
 if TYPE_CHECKING:
     from node.sync.apply import Job
@@ -37,6 +38,8 @@ def _record(folder: Folder, job: Job, outcome: Outcome) -> None:
             folder.locations.drop(job.item)
         case Relocate():
             assert row is not None and stat is not None
+            if row.ctime_ns == UNSURE:
+                stat = replace(stat, ctime_ns=UNSURE)  # a doubt about the content moves along
             if shown is None:
                 put_row(folder, row.moved(PARKED, f"{job.item.hex()}.parked"), stat)
                 return

@@ -1,11 +1,13 @@
 """Plans what one item needs so that the disk shows what the view says. Pure.
 
-Three words meet here: *wanted* (the view row), *agreed* (the disk row: what we last saw or put there) and *observed*
-(what lstat says now). The plan comes from wanted and agreed; observed is compared with agreed right before anything
-is touched (`still_as_agreed`), and where it differs nothing is touched: the path is scanned first, and what a
-person did becomes a write of its own. So a plan made from stale words does no harm, and plans are never stored.
+Three words meet here: *wanted* (the view row), *agreed* (the disk row: what we last saw or put
+there) and *observed* (what lstat says now). The plan comes from wanted and agreed; observed is
+compared with agreed right before anything is touched (`still_as_agreed`), and where it differs
+nothing is touched: the path is scanned first, and what a person did becomes a write of its own. So
+a plan made from stale words does no harm, and plans are never stored.
 
-Invariants: a plan for an item that is in place is empty; carrying a plan out makes the next one empty.
+Invariants: a plan for an item that is in place is empty; carrying a plan out makes the next one
+empty.
 """
 
 from __future__ import annotations

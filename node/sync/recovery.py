@@ -21,7 +21,7 @@ from node.files.port import FileSystem, StatKind, join
 from node.index.disk_rows import PARKED
 from node.sync.assemble import MEMORY_SIZE_MAX
 from node.sync.commit import put_row
-from node.sync.describe import Job, describe_all
+from node.sync.describe import describe_all
 from node.sync.folder import Folder
 from node.sync.observed import Described
 
@@ -85,13 +85,11 @@ def _recover_swap(folder: Folder, fs: FileSystem, item: ItemId | None, path: str
     return f"an edit that was made while Shoal was stopped by force lies in '{target}'"
 
 
-def _describe(
-    folder: Folder, fs: FileSystem, item: ItemId | None, path: str
-) -> Described | None:
+def _describe(folder: Folder, fs: FileSystem, item: ItemId | None, path: str) -> Described | None:
     row = None if item is None else folder.disk.get(item)
     try:
         kind = fs.lstat(path).kind
-        job = Job(path, kind, folder.known_content(row))
+        job = folder.reading_job(path, kind, row)
         (described,) = describe_all(fs, [job], folder.block_key)
     except (OSError, ShoalError):
         return None
@@ -122,5 +120,3 @@ def _free_name(folder: Folder, fs: FileSystem, item: ItemId | None) -> str:
         except FileNotFoundError:
             return candidate
         number += 1
-
-

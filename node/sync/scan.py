@@ -1,17 +1,19 @@
 """Disk → tree: walks what may have changed, reads what did, and commits it.
 
-One `Scan` serves one run, over dirty paths or over everything. It goes from the top down, so a new directory has its
-item before its children name it. Creations and edits are committed in batches as the walk goes; **deletions wait for
-the end of the run**, since what is missing here may turn up there as a move, and are checked once more then.
+One `Scan` serves one run, over dirty paths or over everything. It goes from the top down, so a new
+directory has its item before its children name it. Creations and edits are committed in batches as
+the walk goes; **deletions wait for the end of the run**, since what is missing here may turn up
+there as a move, and are checked once more then.
 
-Nothing is read under the disk lock but listings; a file is read without it, and taken only if its stat is the same
-before and after. If the process dies at any point, the next full scan finds the same differences again.
+Nothing is read under the disk lock but listings; a file is read without it, and taken only if its
+stat is the same before and after. If the process dies at any point, the next full scan finds the
+same differences again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,7 +26,7 @@ from node.files.scanner import Differences, Listing, compare, is_gone, observe
 from node.index.disk_rows import DiskRow
 from node.ports import Threads
 from node.sync.commit import commit_observed
-from node.sync.describe import Job, Unreadable, describe_all
+from node.sync.describe import describe_all
 from node.sync.folder import Folder
 from node.sync.observed import (
     Created,
@@ -50,6 +52,7 @@ TWINS_MAX: Final = 8  # rows of equal content that are asked whether they moved
 class ScanReport:
     """What one run did; `retry` are paths that changed while they were read."""
 
+    full: bool = False
     files: int = 0
     bytes: int = 0
     retry: set[str] = field(default_factory=set)
@@ -78,13 +81,16 @@ class Scan:
         disk_lock: trio.Lock,
         *,
         ignored: Callable[[str, bool], bool],
+        may_delete: Callable[[], Awaitable[bool]],
         progress: Callable[[int, int], None] = lambda _files, _bytes: None,
     ) -> None:
+        """Args: `may_delete` asks the safety rails once, before any deletion is committed."""
         self._folder = folder
         self._fs = fs
         self._threads = threads
         self._lock = disk_lock
         self._ignored = ignored
+        self._may_delete = may_delete
         self._progress = progress
         self._batch: list[Observed] = []
         self._missing: dict[ItemId, DiskRow] = {}
@@ -93,6 +99,7 @@ class Scan:
 
     async def everything(self) -> ScanReport:
         """Walk the whole folder."""
+        self.report.full = True
         await self._visit("", ROOT, names=None, deep=True, fresh=False)
         return await self._finish()
 
@@ -123,7 +130,9 @@ class Scan:
         return bool(self._missing)
 
     def _nearest_known(self, path: str) -> tuple[str, str]:
-        """The deepest directory with a disk row on the way to `path`, and the next name below it."""
+        """The deepest directory with a disk row on the way to `path`, and the next name below
+        it.
+        """
         directory, parent = "", ROOT
         parts = path.split("/")
         for name in parts[:-1]:
@@ -147,7 +156,7 @@ class Scan:
                 self._warn_listing(listing)
                 continue
             rows = {} if fresh else self._rows(item, listing)
-            found = compare(listing, rows, lambda n, d, p=path: self._ignored(join(p, n), d))
+            found = compare(listing, rows, self._ignored)
             for name, why in found.unsyncable:
                 self.report.warnings[join(path, name)] = f"not synced: {why}"
             for row in found.missing:
@@ -169,7 +178,8 @@ class Scan:
         if not is_gone(listing.error):
             where = listing.path or "the folder itself"
             self.report.warnings[listing.path] = (
-                f"{where} cannot be listed ({listing.error.strerror}); nothing in it is taken for deleted"
+                f"{where} cannot be listed ({listing.error.strerror}); "
+                "nothing in it is taken for deleted"
             )
 
     async def _take(
@@ -221,7 +231,9 @@ class Scan:
         return None
 
     async def _left(self, row: DiskRow, place: str) -> bool:
-        """True when `row`'s own place no longer holds its inode, so what we see is a move, not a link."""
+        """True when `row`'s own place no longer holds its inode, so what we see is a move, not a
+        link.
+        """
         old = self._folder.disk.path(row.item)
         if old is None or old == place:
             return False
@@ -236,7 +248,9 @@ class Scan:
         group: list[Candidate] = []
         size = 0
         for candidate in candidates:
-            if group and (size + candidate.stat.size > READ_SIZE_MAX or len(group) >= READ_FILES_MAX):
+            if group and (
+                size + candidate.stat.size > READ_SIZE_MAX or len(group) >= READ_FILES_MAX
+            ):
                 await self._read_group(group)
                 group, size = [], 0
             group.append(candidate)
@@ -245,7 +259,7 @@ class Scan:
             await self._read_group(group)
 
     async def _read_group(self, group: list[Candidate]) -> None:
-        jobs = [Job(c.path, c.stat.kind, self._folder.known_content(c.row)) for c in group]
+        jobs = [self._folder.reading_job(c.path, c.stat.kind, c.row) for c in group]
         results = await self._threads.run(describe_all, self._fs, jobs, self._folder.block_key)
         for candidate, result in zip(group, results, strict=True):
             if isinstance(result, Described):
@@ -277,7 +291,9 @@ class Scan:
         self._batch.append(Created(item, candidate.parent, candidate.name, described))
 
     async def _moved_by_content(self, candidate: Candidate, described: Described) -> DiskRow | None:
-        """A row of equal content whose file is gone: copied elsewhere and deleted, as `mv` does between disks."""
+        """A row of equal content whose file is gone: copied elsewhere and deleted, as `mv` does
+        between disks.
+        """
         if described.draft.kind is not Kind.FILE or not described.draft.size:
             return None
         for row in self._folder.disk.with_digest(described.digest, TWINS_MAX):
@@ -288,19 +304,26 @@ class Scan:
     def _commit(self) -> None:
         batch, self._batch = self._batch, []
         if batch:
-            commit_observed(self._folder, batch)
+            self._write(batch)
+
+    def _write(self, batch: list[Observed]) -> None:
+        for seen in commit_observed(self._folder, batch):
+            name = seen.name if isinstance(seen, Created | Moved) else seen.row.name
+            self.report.warnings[name] = "changed here, but this device may only read; kept local"
 
     async def _finish(self) -> ScanReport:
         self._commit()
         gone = [row for row in self._missing.values() if row.item not in self._moved]
         self._missing = {}
         deleted: list[Observed] = []
+        if not gone or not await self._may_delete():
+            return self.report
         async with self._lock:
             for row in gone:
                 if await self._is_gone(row):
                     deleted += [Deleted(below) for below in self._below(row)]
             for start in range(0, len(deleted), BATCH_FILES_MAX):
-                commit_observed(self._folder, deleted[start : start + BATCH_FILES_MAX])
+                self._write(deleted[start : start + BATCH_FILES_MAX])
         return self.report
 
     async def _is_gone(self, row: DiskRow) -> bool:
@@ -312,7 +335,7 @@ class Scan:
             stat = await self._threads.run(self._fs.lstat, join(parent, row.name))
         except OSError as error:
             return is_gone(error)
-        return stat.inode != row.inode or stat.kind != row.kind
+        return stat.inode != row.inode or int(stat.kind) != int(row.kind)
 
     def _below(self, top: DiskRow) -> Iterator[DiskRow]:
         """`top` and what lay below it, but for what was found elsewhere in this run."""

@@ -23,6 +23,7 @@ QUIET_S: Final = 0.02  # from the first event of a path to its scan
 BACKOFF_MAX_S: Final = 10.0
 CALM_S: Final = 15.0  # a path that was still this long starts at QUIET_S again
 FULL_EVERY_S: Final = 3600.0
+LIMITED_EVERY_S: Final = 60.0  # where some directories cannot be watched
 PATIENCE_S: Final = 0.06  # for the other half of a move, before something counts as deleted
 DIRTY_MAX: Final = 50_000  # paths; beyond that a full scan is cheaper
 
@@ -65,6 +66,7 @@ class ScanService:
         self._due: dict[str, float] = {}
         self._busy: dict[str, Busy] = {}
         self._full_at = 0.0
+        self._full_every_s = FULL_EVERY_S
         self._wake = Bell()
         self.done = Bell()  # rings after every scan
         self.progress: Progress | None = None
@@ -99,6 +101,10 @@ class ScanService:
         self._full_at = 0.0
         self._wake.ring()
 
+    def scan_often(self) -> None:
+        """Not everything is watched: full scans find the rest."""
+        self._full_every_s = LIMITED_EVERY_S
+
     async def scan_now(self) -> None:
         """Ask for a full scan and wait until one that began after this call is done."""
         if self.progress is not None:
@@ -113,7 +119,7 @@ class ScanService:
             seen = self._wake.count
             now = trio.current_time()
             if self._allowed() and now >= self._full_at:
-                self._full_at = now + FULL_EVERY_S
+                self._full_at = now + self._full_every_s
                 self._due.clear()
                 await self._run(full=True)
             elif self._allowed() and (ready := self._take_ready(now)):
@@ -172,5 +178,3 @@ class ScanService:
         self._busy[path] = Busy(delay, now)
         if len(self._busy) > DIRTY_MAX:
             self._busy.clear()
-
-

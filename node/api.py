@@ -1,0 +1,226 @@
+"""What a running node answers to the control API (`node.control.facade.NodeFacade`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import ifaddr
+import trio
+
+from crdt.errors import CallerError
+from crdt.ids import DeviceId
+from crdt.invitation import ADDRESSES_MAX, Invitation
+from crdt.roster_make import invite_op
+from crdt.roster_ops import Role as RosterRole
+from node.control.facade import (
+    Damage,
+    DeviceInfo,
+    Event,
+    FolderState,
+    FolderStatus,
+    FolderWarning,
+    Needs,
+    PeerStatus,
+    Phase,
+    Progress,
+    Role,
+    Status,
+    VerifyResult,
+    WaitResult,
+)
+from node.open_folder import OpenFolder
+from node.sync.engine import FolderEngine
+from node.sync.verify import verify_folder
+from transport.identity import Identity
+
+if TYPE_CHECKING:
+    from node.app import Node
+
+_ROLES: Final = {role.name.lower(): role for role in RosterRole}
+
+
+class UnknownFolderError(CallerError):
+    """No folder of this node contains the directory."""
+
+    exit_code = 13
+
+
+class Api:
+    """Implements `NodeFacade` over a running node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def _find(self, directory: str) -> OpenFolder:
+        wanted = Path(directory)
+        for opened in self._node.folders.values():
+            root = Path(opened.config.path)
+            if wanted == root or root in wanted.parents:
+                return opened
+        raise UnknownFolderError(
+            f"{directory} is in no folder of this node. `shoal status` lists the folders."
+        )
+
+    # --- what is ----------------------------------------------------------------------------------
+
+    async def status(self) -> Status:
+        """See `NodeFacade`."""
+        node = self._node
+        return Status(
+            device=node.identity.device.text,
+            name=node.options.name,
+            listening=str(node.listening),
+            folders=tuple(self._folder_status(o.engine) for o in node.folders.values()),
+        )
+
+    def _folder_status(self, engine: FolderEngine) -> FolderStatus:
+        totals, needs = engine.folder.tree.totals(), engine.needs()
+        waiting = engine.apply.waiting.items()
+        waits = [
+            FolderWarning(engine.folder.tree.path(item) or "", why.reason)
+            for item, why in waiting
+            if not why.quiet
+        ]
+        return FolderStatus(
+            id=engine.folder.id.hex(),
+            path=engine.path,
+            state=FolderState(engine.state),
+            files=totals.files,
+            bytes=totals.bytes,
+            needs=Needs(needs.files, needs.bytes),
+            conflicts=totals.conflicts,
+            peers=tuple(self._peers(engine)),
+            warnings=tuple(
+                FolderWarning(p if p != m else "", m) for p, m in engine.warnings.items()
+            )
+            + tuple(waits),  # fmt: skip
+            progress=progress_of(engine),
+            reason=engine.stopped,
+        )
+
+    def _peers(self, engine: FolderEngine) -> list[PeerStatus]:
+        found = []
+        for device, member in engine.folder.roster.members.items():
+            if device != self._node.identity.device:
+                peer = engine.peers.get(device)
+                connected = peer is not None and peer.connected
+                found.append(
+                    PeerStatus(device.text, member.name, connected, engine.in_sync(device))
+                )
+        return found
+
+    async def devices(self, directory: str) -> tuple[DeviceInfo, ...]:
+        """See `NodeFacade`."""
+        engine = self._find(directory).engine
+        own = self._node.identity.device
+
+        def info(device: DeviceId, name: str, role: RosterRole) -> DeviceInfo:
+            peer = engine.peers.get(device)
+            connected = device == own or (peer is not None and peer.connected)
+            return DeviceInfo(device.text, name, Role(role.name.lower()), device == own, connected)
+
+        members = engine.folder.roster.members
+        return tuple(info(d, member.name, member.role) for d, member in members.items())
+
+    async def logs(self, lines: int) -> tuple[str, ...]:
+        """See `NodeFacade`."""
+        return tuple(self._node.log.lines)[-lines:]
+
+    def events(self) -> trio.MemoryReceiveChannel[Event]:
+        """See `NodeFacade`."""
+        return self._node.events.subscribe()
+
+    # --- what people do -----------------------------------------------------------------------------
+
+    async def invite(self, directory: str, *, role: Role, uses: int, expires_s: float) -> str:
+        """See `NodeFacade`."""
+        node, engine = self._node, self._find(directory).engine
+        folder = engine.folder
+        if folder.roster.role(node.identity.device) is not RosterRole.OWNER:
+            raise CallerError("only an owner of the folder can invite; nothing was changed")
+        secret = node.random.bytes(32)
+        invitation = Invitation(
+            folder=folder.id,
+            secret=secret,
+            inviter=node.identity.device,
+            addresses=self._addresses(),
+            folder_name=_printable(Path(engine.path).name),
+        )
+        op = invite_op(
+            folder.roster,
+            folder.keys,
+            Identity.from_seed(secret).device,
+            role=_ROLES[role.value],
+            uses=uses,
+            expires_s=int(node.clock.wall_ns() / 1e9 + expires_s),
+            seed=node.random.bytes(32),
+        )
+        folder.commit_roster([op])
+        engine.roster_changed()
+        return invitation.text
+
+    def _addresses(self) -> tuple[tuple[str, int], ...]:
+        listening = self._node.listening
+        assert listening is not None, "a running node listens"
+        if listening.host not in {"0.0.0.0", "::"}:  # noqa: S104
+            return ((listening.host, listening.port),)
+        hosts = [
+            str(ip.ip)
+            for adapter in ifaddr.get_adapters()
+            for ip in adapter.ips
+            if ip.is_IPv4 and not str(ip.ip).startswith("127.")
+        ]
+        return tuple((host, listening.port) for host in hosts or ["127.0.0.1"])[:ADDRESSES_MAX]
+
+    async def wait(self, directory: str, *, devices: int, timeout_s: float) -> WaitResult:
+        """See `NodeFacade`."""
+        engine = self._find(directory).engine
+        with trio.move_on_after(timeout_s):
+            await engine.wait_held(devices)
+            return WaitResult(reached=True, devices=engine.holders())
+        return WaitResult(reached=False, devices=engine.holders())
+
+    async def verify(self, directory: str) -> VerifyResult:
+        """See `NodeFacade`."""
+        found = await verify_folder(self._find(directory).engine)
+        return VerifyResult(
+            files=found.files,
+            bytes=found.bytes,
+            damaged=tuple(Damage(d.path, d.message, d.repaired) for d in found.damaged),
+        )
+
+    async def pause(self, directory: str) -> None:
+        """See `NodeFacade`."""
+        self._set_paused(self._find(directory), paused=True)
+
+    async def resume(self, directory: str) -> None:
+        """See `NodeFacade`."""
+        self._set_paused(self._find(directory), paused=False)
+
+    def _set_paused(self, opened: OpenFolder, *, paused: bool) -> None:
+        opened.config = replace(opened.config, paused=paused)
+        self._node.home.save(opened.config)
+        opened.engine.set_paused(paused)
+
+    async def shutdown(self) -> None:
+        """See `NodeFacade`."""
+        self._node.stop.set()
+
+
+def progress_of(engine: FolderEngine) -> Progress | None:
+    """Long work in this folder, None when there is none."""
+    scan = engine.scans.progress
+    if scan is not None and scan.full:
+        return Progress(Phase.SCANNING, scan.bytes, 0, scan.files, 0)
+    needs = engine.needs()
+    if not needs.files:
+        return None
+    done = engine.blocks.received_size
+    files = engine.apply.done_files
+    return Progress(Phase.RECEIVING, done, done + needs.bytes, files, files + needs.files)
+
+
+def _printable(name: str) -> str:
+    return "".join(c for c in name if c.isprintable())[:60]

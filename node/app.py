@@ -1,0 +1,349 @@
+"""Wires a node together and runs it: the only place that knows every part.
+
+    home, identity → link → (join) → folders: index, files, engine → discovery → control API
+
+Start: lock the home, look at the directory, listen, join or create or resume, then run until
+SIGINT, SIGTERM or `shutdown`. Stop: connections say goodbye, the indexes are folded and closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from crdt.errors import PeerError, WorldError
+from crdt.ids import FolderId
+from crdt.invitation import Invitation
+from crdt.roster_make import share_ops
+from discovery import static
+from discovery.candidates import Candidates, Source
+from discovery.mdns import Mdns
+from node.api import Api, progress_of
+from node.control.events import EventBus
+from node.control.facade import Event
+from node.control.options import JoinOptions, Ready, Reporter, UpOptions
+from node.control.server import serve_control
+from node.home import FolderConfig, Home
+from node.open_folder import (
+    OpenFolder,
+    check_directory,
+    create_folder,
+    open_folder,
+    prepare_directory,
+)
+from node.ports import SystemClock, SystemRandom, TrioThreads
+from node.sync.admit import InvitationError, NobodyAnsweredError, ask_to_join
+from node.sync.connections import Connections
+from node.sync.engine import FolderEngine
+from transport.identity import Identity, load_or_create
+from transport.link import Address, CloseCode, DialError
+from transport.quic import QuicLink
+
+logger = logging.getLogger("shoal.app")
+
+DEFAULT_PORT: Final = 22071  # unassigned at IANA
+THREADS_MAX: Final = 8  # workers for files and hashes; more would only wait for the disk
+JOIN_TIMEOUT_S: Final = 30.0
+JOIN_PAUSE_S: Final = 0.5  # between two rounds over the addresses
+LOG_LINES_MAX: Final = 2_000
+REPORT_EVERY_S: Final = 0.2  # progress, for people
+DAY_NS: Final = 24 * 3600 * 10**9
+
+
+class PortInUseError(WorldError):
+    """Somebody listens there already."""
+
+    exit_code = 15
+
+
+def run_up(options: UpOptions, reporter: Reporter) -> None:
+    """Create or resume the folder at `options.directory` and run the node until it is stopped."""
+    trio.run(Node(options, reporter).run, None)
+
+
+def run_join(options: JoinOptions, reporter: Reporter) -> None:
+    """Join a folder by an invitation, then run the node as `run_up` does."""
+    invitation = Invitation.from_text(options.invitation)
+    trio.run(Node(options.up, reporter).run, invitation)
+
+
+class LogLines(logging.Handler):
+    """Keeps the newest lines for `shoal logs`."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.lines: deque[str] = deque(maxlen=LOG_LINES_MAX)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one line."""
+        self.lines.append(self.format(record))
+
+
+class Node:
+    """One running node."""
+
+    def __init__(self, options: UpOptions, reporter: Reporter) -> None:
+        self.options = options
+        self.reporter = reporter
+        self.home = Home(options.home)
+        self.clock = SystemClock()
+        self.random = SystemRandom()
+        self.threads = TrioThreads(THREADS_MAX)
+        self.folders: dict[FolderId, OpenFolder] = {}
+        self.events = EventBus()
+        self.log = LogLines()
+        self.stop = trio.Event()
+        self.listening: Address | None = None
+        self.identity: Identity
+        self._engines: dict[FolderId, FolderEngine] = {}
+        self._candidates = Candidates()
+        self._found: set[Address] = set()  # by discovery, for a join
+
+    async def run(self, invitation: Invitation | None) -> None:
+        """Run until stopped."""
+        root = logging.getLogger("shoal")
+        root.addHandler(self.log)
+        root.setLevel(logging.INFO)
+        try:
+            self.home.lock()
+            self.identity = load_or_create(str(self.home.identity_path), self.random.bytes)
+            known = check_directory(self.options.directory, self.home)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._until_stopped, nursery.cancel_scope)
+                await self._start(nursery, invitation, known)
+        finally:
+            self.events.close()
+            for folder in self.folders.values():
+                folder.close()
+            root.removeHandler(self.log)
+
+    async def _until_stopped(self, scope: trio.CancelScope) -> None:
+        async def wait_for_signal() -> None:
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async for number in signals:
+                    logger.info("stopping: %s", signal.Signals(number).name)
+                    self.stop.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_for_signal)
+            await self.stop.wait()
+            nursery.cancel_scope.cancel()
+        scope.cancel()
+
+    # --- starting -------------------------------------------------------------------------------
+
+    async def _start(
+        self, nursery: trio.Nursery, invitation: Invitation | None, known: FolderConfig | None
+    ) -> None:
+        link, connections = await self._listen(nursery)
+        mdns = self._start_discovery(nursery)
+        config = known
+        if config is None and invitation is not None:
+            if mdns is not None:
+                mdns.set_folders({invitation.folder})
+            config = await self._join(link, invitation)
+        if config is None:
+            config = create_folder(
+                self.home,
+                self.options.directory,
+                self.identity,
+                self.options.name,
+                self.clock,
+                self.random,
+            )
+        for one in self.home.folders():
+            if one.folder == config.folder or Path(one.path).is_dir():
+                await self._open(one, nursery, connections)
+        if mdns is not None:
+            mdns.set_folders(set(self.folders))
+        connections.wake.ring()
+        await nursery.start(serve_control, Api(self), self.options.home)
+        nursery.start_soon(self._report)
+        joined = known is None and invitation is not None
+        self.reporter.ready(
+            Ready(config.path, self.identity.device.text, str(self.listening), joined=joined)
+        )
+
+    async def _listen(self, nursery: trio.Nursery) -> tuple[QuicLink, Connections]:
+        """Listen where asked; where nobody asked, at the usual port or at any other."""
+        asked, any_host = self.options.listen, "0.0.0.0"  # noqa: S104 - peers are on the LAN
+        tries = [asked] if asked else [Address(any_host, DEFAULT_PORT), Address(any_host, 0)]
+        for address in tries:
+            link = QuicLink(self.identity, address)
+            connections = Connections(
+                link,
+                self.identity,
+                self._engines,
+                self._candidates,
+                self.clock,
+                self.random,
+                name=self.options.name,
+            )
+            try:
+                await nursery.start(_serve_plainly, connections)
+            except WorldError as error:
+                if address is tries[-1]:
+                    raise PortInUseError(
+                        f"cannot listen on {address}: {error}. Nothing was changed; choose "
+                        "another port with --listen HOST:PORT, or leave the option out."
+                    ) from error
+                continue
+            self.listening = link.address
+            return link, connections
+        raise AssertionError("the last try returns or raises")
+
+    def _start_discovery(self, nursery: trio.Nursery) -> Mdns | None:
+        now = trio.current_time()
+
+        def add(source: Source, address: Address) -> None:
+            self._found.add(address)
+            self._candidates.add(address, source, trio.current_time())
+
+        peers = self.options.peers
+        nursery.start_soon(static.serve, peers, lambda address: add(Source.STATIC, address))
+        for config in self.home.folders():
+            for host, port in config.peers:
+                self._candidates.add(Address(host, port), Source.KNOWN, now)
+        if not self.options.lan or self.listening is None:
+            return None
+        mdns = Mdns(self.listening.port, day=lambda: self.clock.wall_ns() // DAY_NS)
+        nursery.start_soon(mdns.serve, lambda address, _folder: add(Source.MDNS, address))
+        return mdns
+
+    async def _join(self, link: QuicLink, invitation: Invitation) -> FolderConfig:
+        """Ask whoever can be reached to let us in; only then touch the directory."""
+        for one in self.home.folders():
+            if one.folder == invitation.folder:
+                raise InvitationError(
+                    f"this home has that folder already, at {one.path}. Nothing was changed; run "
+                    f"`shoal up {one.path}`."
+                )
+        addresses = {Address(host, port) for host, port in invitation.addresses}
+        reasons: dict[str, str] = {}
+        entries: list[bytes] | None = None
+        with trio.move_on_after(JOIN_TIMEOUT_S):
+            while entries is None:
+                for address in sorted(addresses | self._found):
+                    try:
+                        entries = await ask_to_join(
+                            link, address, invitation, self.identity, self.options.name
+                        )
+                        break
+                    except DialError as error:
+                        reasons[str(address)] = error.reason
+                        _raise_if_refused(error)
+                    except PeerError as error:
+                        reasons[str(address)] = str(error)
+                else:
+                    await trio.sleep(JOIN_PAUSE_S)
+        if entries is None:
+            tried = "; ".join(f"{where}: {why}" for where, why in sorted(reasons.items()))
+            raise NobodyAnsweredError(
+                f"no device of the folder answered within {JOIN_TIMEOUT_S:.0f} s "
+                f"({tried or 'no address is known'}). Nothing was changed here. Is the other node "
+                "running? Name its address with --peer HOST:PORT."
+            )
+        marker = prepare_directory(self.options.directory, self.random)
+        config = FolderConfig(
+            invitation.folder,
+            str(self.options.directory),
+            bytes(marker),
+            invitation_seed=invitation.secret,
+            peers=tuple((a.host, a.port) for a in sorted(addresses)),
+        )
+        self.home.save_roster(invitation.folder, entries)
+        self.home.save(config)
+        for address in addresses:
+            self._candidates.add(address, Source.INVITATION, trio.current_time())
+        return config
+
+    async def _open(
+        self, config: FolderConfig, nursery: trio.Nursery, connections: Connections
+    ) -> None:
+        opened = open_folder(
+            config, self.home, self.identity, self.clock, self.random, self.threads
+        )
+        engine = opened.engine
+
+        def roster_changed() -> None:
+            self.home.save_roster(config.folder, engine.folder.roster_entries)
+            connections.drop_strangers()
+            self._share_keys(engine)
+
+        engine.on_roster = roster_changed
+        self.folders[config.folder] = opened
+        await nursery.start(engine.serve)
+        self._engines[config.folder] = engine
+
+    def _share_keys(self, engine: FolderEngine) -> None:
+        """Seal the folder's keys to ourselves, so that the invitation is needed no more."""
+        folder, own = engine.folder, self.identity.device
+        if folder.roster.may_write(own) and folder.roster.lacking(own) and own in folder.have:
+            seed = self.random.bytes(32)
+            ops = share_ops(folder.roster, folder.keys, [own], seed=seed)
+            if ops:
+                folder.commit_roster(ops)
+
+    # --- while it runs --------------------------------------------------------------------------
+
+    async def _report(self) -> None:
+        """Tell the reporter of progress and new warnings, and listeners that something changed."""
+        told: set[str] = set()
+        while True:
+            for opened in self.folders.values():
+                self.reporter.progress(progress_of(opened.engine))
+                self.events.publish(Event("status", folder=opened.config.folder.hex()))
+                for path, message in opened.engine.warnings.items():
+                    line = message if path == message else f"{path}: {message}"
+                    if line not in told:
+                        told.add(line)
+                        self.reporter.warning(line)
+                if opened.engine.stopped and opened.engine.stopped not in told:
+                    told.add(opened.engine.stopped)
+                    self.reporter.warning(f"{opened.config.path} stopped. {opened.engine.stopped}")
+            await self._wait_for_change()
+            await trio.sleep(REPORT_EVERY_S)
+
+    async def _wait_for_change(self) -> None:
+        """Return when any folder's state changed."""
+
+        async def wait_one(engine: FolderEngine) -> None:
+            await engine.changed.wait_past(engine.changed.count)
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for opened in self.folders.values():
+                nursery.start_soon(wait_one, opened.engine)
+
+
+async def _serve_plainly(
+    connections: Connections, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """`Connections.serve`, whose only error comes without its groups."""
+    try:
+        await connections.serve(task_status=task_status)
+    except* WorldError as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+def _raise_if_refused(error: DialError) -> None:
+    """A member that answers and says no has the last word."""
+    why = {
+        CloseCode.NOT_A_MEMBER: "it is not known there; it may be mistyped, or of another folder",
+        CloseCode.INVITATION_USED: "it was used up or taken back already",
+        CloseCode.INVITATION_EXPIRED: "it has expired",
+    }
+    if error.code in why:
+        raise InvitationError(
+            f"the invitation was not accepted: {why[error.code]}. Nothing was changed here; ask "
+            "for a new one (`shoal invite`)."
+        )

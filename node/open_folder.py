@@ -1,0 +1,228 @@
+"""Makes a folder ready to run: looks at the directory, opens or rebuilds the index, wires the engine.
+
+Nothing here deletes. A directory that is not what it should be is refused with a reason; a damaged
+index is moved aside and rebuilt from what can be read of it, the stored roster, the disk and peers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from crdt.errors import CallerError, PeerError
+from crdt.ids import FolderId
+from crdt.roster_make import genesis_ops
+from node.files.disk import DiskFileSystem
+from node.files.layout import ROOT_MARKER
+from node.files.root_marker import RootId, create_root_marker, make_layout
+from node.files.watcher import DiskWatcher
+from node.home import FolderConfig, Home
+from node.index.database import DamagedIndexError, Database, move_aside, open_database
+from node.ports import Clock, Random, Threads
+from node.sync.engine import FolderEngine
+from node.sync.folder import Folder
+from node.sync.intake import Intake
+from transport.identity import Identity
+
+logger = logging.getLogger("shoal.open")
+
+SALVAGE_BATCH: Final = 64  # entries taken over from a damaged index at once
+
+
+class DirectoryError(CallerError):
+    """The directory cannot be this folder's."""
+
+    exit_code = 13
+
+
+@dataclass(slots=True)
+class OpenFolder:
+    """A folder that runs, and what must be closed after it."""
+
+    config: FolderConfig
+    engine: FolderEngine
+    database: Database
+    fs: DiskFileSystem
+
+    def close(self) -> None:
+        """Close index and root; the services have ended."""
+        self.database.close()
+        self.fs.close()
+
+
+def check_directory(directory: Path, home: Home) -> FolderConfig | None:
+    """What this home knows of `directory`, None if it can become a new folder's.
+
+    Raises:
+        DirectoryError: it is a file, not writable, within another folder, or another one's root.
+    """
+    safe = "Nothing was changed."
+    if directory.exists() and not directory.is_dir():
+        raise DirectoryError(f"{directory} is a file, not a directory. {safe} Name a directory.")
+    for known in home.folders():
+        if Path(known.path) == directory:
+            if not directory.is_dir():
+                raise DirectoryError(
+                    f"{directory} is not there any more: was its disk unplugged, or the folder "
+                    f"moved? Nothing was deleted, here or on other devices. Bring it back."
+                )
+            return known
+    for parent in directory.parents:
+        if (parent / ROOT_MARKER).exists():
+            raise DirectoryError(
+                f"{directory} lies inside {parent}, which is a synced folder already. {safe} "
+                "Choose a directory outside of it."
+            )
+    if (directory / ROOT_MARKER).exists():
+        raise DirectoryError(
+            f"{directory} is the root of a folder that another home keeps in sync. {safe} "
+            "Use that home (--home), or choose another directory."
+        )
+    existing = directory
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise DirectoryError(f"{directory} cannot be written to. {safe} Check its permissions.")
+    return None
+
+
+def prepare_directory(directory: Path, random: Random) -> RootId:
+    """Create the directory and mark it as a folder's root; durable when it returns."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        fs = DiskFileSystem(directory)
+    except OSError as error:
+        raise DirectoryError(
+            f"{directory} cannot be used: {error.strerror}. Nothing was changed."
+        ) from error
+    marker = RootId(random.bytes(16))
+    try:
+        create_root_marker(fs, marker)
+    except OSError as error:
+        raise DirectoryError(
+            f"{directory} cannot be written to: {error.strerror}. Nothing was changed."
+        ) from error
+    finally:
+        fs.close()
+    return marker
+
+
+def create_folder(
+    home: Home, directory: Path, identity: Identity, name: str, clock: Clock, random: Random
+) -> FolderConfig:
+    """Begin a new folder at `directory`, owned by this device."""
+    folder, ops = genesis_ops(
+        identity.device,
+        name,
+        nonce=random.bytes(32),
+        epoch_secret=random.bytes(32),
+        seed=random.bytes(32),
+    )
+    database = open_database(home.index_path(folder))
+    try:
+        made = Folder(
+            folder=folder, database=database, identity=identity, clock=clock, random=random
+        )
+        made.commit_roster(ops)
+        home.save_roster(folder, made.roster_entries)
+    finally:
+        database.close()
+    # The configuration comes last: until it is there, the folder does not exist.
+    config = FolderConfig(folder, str(directory), bytes(prepare_directory(directory, random)))
+    home.save(config)
+    return config
+
+
+def open_folder(
+    config: FolderConfig,
+    home: Home,
+    identity: Identity,
+    clock: Clock,
+    random: Random,
+    threads: Threads,
+) -> OpenFolder:
+    """Open a folder's index and wire its engine."""
+    notes: list[str] = []
+    path = home.index_path(config.folder)
+    rebuilt = False
+    try:
+        database = open_database(path)
+    except DamagedIndexError as error:
+        aside = move_aside(path, str(clock.wall_ns() // 10**9))
+        notes.append(
+            f"{error}. It was moved aside to {aside.name} and is rebuilt from the disk and from "
+            "other devices; nothing was deleted."
+        )
+        database = open_database(path)
+        rebuilt = True
+    folder = Folder(
+        folder=config.folder,
+        database=database,
+        identity=identity,
+        clock=clock,
+        random=random,
+        invitation_seed=config.invitation_seed,
+        bootstrap=home.roster(config.folder),
+    )
+    if rebuilt or not folder.log.position(identity.device).seq:
+        salvage(folder, home, path)
+    fs = DiskFileSystem(config.path)
+    make_layout(fs)
+    engine = FolderEngine(
+        folder=folder,
+        path=config.path,
+        marker=RootId(config.marker),
+        fs=fs,
+        threads=threads,
+        watcher=DiskWatcher(config.path),
+        paused=config.paused,
+    )
+    if rebuilt and len(folder.roster.members) > 1:
+        engine.await_own_log()
+    for note in notes:
+        engine.warn("", note)
+    return OpenFolder(config, engine, database, fs)
+
+
+def salvage(folder: Folder, home: Home, path: Path) -> None:
+    """Take over what can be read of damaged indexes' logs, and the stored roster."""
+    intake = Intake(folder)
+    batch: list[bytes] = []
+    for entry in (*_old_entries(path), *home.roster(folder.id)):
+        batch.append(entry)
+        if len(batch) >= SALVAGE_BATCH:
+            _take(intake, batch)
+            batch = []
+    _take(intake, batch)
+
+
+def _take(intake: Intake, batch: list[bytes]) -> None:
+    for entry in batch:
+        try:
+            intake.receive([entry])
+        except PeerError as error:
+            logger.warning("an old entry was left out: %s", error)
+
+
+def _old_entries(path: Path) -> Iterator[bytes]:
+    damaged = sorted(path.parent.glob(f"{path.name}.damaged-*"))
+    for old in damaged:
+        if old.name.endswith(("-wal", "-shm")):
+            continue
+        try:
+            connection = sqlite3.connect(f"file:{old}?mode=ro", uri=True)
+            for (entry,) in connection.execute("SELECT entry FROM log ORDER BY arrival"):
+                if isinstance(entry, bytes):
+                    yield entry
+        except sqlite3.Error as error:
+            logger.warning("the rest of the damaged log cannot be read: %s", error)
+
+
+def folder_exists(home: Home, folder: FolderId) -> bool:
+    """True when this home has the folder already."""
+    return any(config.folder == folder for config in home.folders())

@@ -1,0 +1,265 @@
+"""Blocks in and out, for one folder: where the sans-IO fetcher and supplier meet streams and disks.
+
+A wanted block is taken from this disk if some file holds it, else asked of all connected peers. To
+each peer go two block streams, one for small transfers, one for bulk, so that the small never wait
+behind the large. A block that does not open or is not what its id says costs the peer its
+connection and is asked of another one. Serving reads people's files block by block, verifies and
+seals; one block is in memory for each stream, however much the peer asks for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from crdt.errors import IntegrityError, PeerError
+from crdt.ids import BlockId, DeviceId
+from crdt.seal import EpochKey
+from crdt.slot import BlockRef
+from node.blocks.codec import open_block, seal_block
+from node.blocks.read import read_block
+from node.files.port import FileSystem
+from node.ports import Threads
+from node.sync.bell import Bell
+from node.sync.folder import Folder
+from transport.fetch import Deliver, Effect, Fetcher, FetchStatistics, Request, priority_of
+from transport.frames import BLOCKS, FrameDecoder, encode
+from transport.link import Connection, Stream
+from transport.messages import Block, Message, Missing, OpenBlocks, Want
+from transport.supply import Supplier
+
+logger = logging.getLogger("shoal.blocks")
+
+
+@dataclass(slots=True)
+class _Awaited:
+    """A block that is being fetched, and how many wait for it."""
+
+    ref: BlockRef
+    waiters: int = 0
+    data: bytes | None = None
+    arrived: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(slots=True)
+class _Outbox:
+    """Requests for one of a peer's two block streams."""
+
+    wants: deque[Want] = field(default_factory=deque)
+    posted: Bell = field(default_factory=Bell)
+
+
+class BlockExchange:
+    """Fetches and serves the blocks of one folder; a `BlockSource` for the assembler."""
+
+    def __init__(self, folder: Folder, fs: FileSystem, threads: Threads) -> None:
+        self._folder = folder
+        self._fs = fs
+        self._threads = threads
+        # A shuffled order makes devices that fetch the same file fetch different parts of it first.
+        salt = folder.random.bytes(8)
+        self._fetcher = Fetcher(rank=lambda block: hash((salt, block)) & 0xFFFF)
+        self._awaited: dict[BlockId, _Awaited] = {}
+        self._outboxes: dict[tuple[DeviceId, bool], _Outbox] = {}
+        self._wanted = Bell()
+        self.received_size = 0  # bytes of plaintext from peers, since the start
+
+    def statistics(self) -> FetchStatistics:
+        """The fetcher's counts."""
+        return self._fetcher.statistics()
+
+    # --- getting --------------------------------------------------------------------------------
+
+    async def block(self, ref: BlockRef, *, transfer_size: int) -> bytes:
+        """See `BlockSource`."""
+        data = await self._from_disk(ref)
+        return data if data is not None else await self._fetch(ref, priority_of(transfer_size))
+
+    async def node(self, ref: BlockRef) -> bytes:
+        """See `BlockSource`."""
+        data = self._folder.locations.node(ref.block)
+        return data if data is not None else await self._fetch(ref, 0)
+
+    async def _from_disk(self, ref: BlockRef) -> bytes | None:
+        for place in self._folder.locations.find(ref.block):
+            path = self._folder.disk.path(place.item)
+            if path is None or place.length != ref.length:
+                continue
+            key = self._folder.block_key
+            data = await self._threads.run(_read, self._fs, path, key, ref, place.offset)
+            if data is not None:
+                return data
+        return None
+
+    async def _fetch(self, ref: BlockRef, priority: int) -> bytes:
+        awaited = self._awaited.get(ref.block)
+        if awaited is None:
+            awaited = self._awaited[ref.block] = _Awaited(ref)
+        awaited.waiters += 1
+        self._fetcher.want(ref.block, ref.length, priority)
+        self._wanted.ring()
+        try:
+            await awaited.arrived.wait()
+        finally:
+            awaited.waiters -= 1
+            if not awaited.waiters and awaited.data is None:
+                self._awaited.pop(ref.block, None)
+                self._fetcher.cancel(ref.block)
+        assert awaited.data is not None
+        return awaited.data
+
+    async def serve(self) -> None:
+        """Send out what was wanted since, and look after slow peers, until cancelled."""
+        seen = self._wanted.count
+        while True:
+            self._carry(self._fetcher.tick(trio.current_time()))
+            at = self._fetcher.next_tick()
+            with trio.move_on_at(float("inf") if at is None else at):
+                seen = await self._wanted.wait_past(seen)
+
+    async def run_wanter(self, connection: Connection) -> None:
+        """Ask a member for blocks, over two streams, until the connection ends."""
+        peer = connection.peer
+        lanes = {urgent: await connection.open_stream() for urgent in (True, False)}
+        for urgent in lanes:
+            self._outboxes[peer, urgent] = _Outbox()
+        self._carry(self._fetcher.peer_added(peer, now=trio.current_time()))
+        try:
+            async with trio.open_nursery() as nursery:
+                for urgent, stream in lanes.items():
+                    outbox = self._outboxes[peer, urgent]
+                    nursery.start_soon(self._send_wants, stream, outbox)
+                    nursery.start_soon(self._take_blocks, peer, stream)
+        finally:
+            for urgent in lanes:
+                del self._outboxes[peer, urgent]
+            self._carry(self._fetcher.peer_removed(peer, now=trio.current_time()))
+
+    async def _send_wants(self, stream: Stream, outbox: _Outbox) -> None:
+        await stream.send_all(encode(OpenBlocks(self._folder.id)))
+        seen = 0
+        while True:
+            while outbox.wants:
+                await stream.send_all(encode(outbox.wants.popleft()))
+            seen = await outbox.posted.wait_past(seen)
+
+    async def _take_blocks(self, peer: DeviceId, stream: Stream) -> None:
+        decoder = FrameDecoder(BLOCKS)
+        while data := await stream.receive_some():
+            now = trio.current_time()
+            self._fetcher.heard(peer, now=now)
+            for message in decoder.feed(data):
+                self._take_answer(peer, message, now)
+
+    def _take_answer(self, peer: DeviceId, message: Message, now: float) -> None:
+        match message:
+            case Block(request=request, block=block, sealed=sealed):
+                size = len(sealed)
+                effects = self._fetcher.received(peer, request, block, size, now=now)
+                if effects and effects[0] == Deliver(block):
+                    self._deliver(block, sealed)
+                self._carry(effects)
+            case Missing(request=request, blocks=blocks):
+                self._carry(self._fetcher.missing(peer, request, blocks, now=now))
+            case _:
+                raise PeerError(f"sent {type(message).__name__} where blocks were expected")
+
+    def _deliver(self, block: BlockId, sealed: bytes) -> None:
+        awaited = self._awaited.get(block)
+        if awaited is None:
+            return
+        try:
+            data = open_block(self._folder.keys, awaited.ref, sealed)
+        except IntegrityError as error:
+            self._fetcher.want(block, awaited.ref.length, 0)  # of somebody else
+            raise PeerError(f"sent a block that is not what it should be: {error}") from None
+        del self._awaited[block]
+        self.received_size += len(data)
+        awaited.data = data
+        awaited.arrived.set()
+
+    def _carry(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Request):
+                outbox = self._outboxes[effect.peer, effect.urgent]
+                outbox.wants.append(effect.want)
+                outbox.posted.ring()
+
+    # --- serving --------------------------------------------------------------------------------
+
+    async def serve_wants(
+        self, stream: Stream, decoder: FrameDecoder, first: Sequence[Message]
+    ) -> None:
+        """Answer a member's wants on one block stream until it ends."""
+        supplier, asked = Supplier(), Bell()
+        _take_wants(supplier, first)
+
+        async def read() -> None:
+            while data := await stream.receive_some():
+                _take_wants(supplier, decoder.feed(data))
+                asked.ring()
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            seen = 0
+            while True:
+                while (owed := supplier.next()) is not None:
+                    await stream.send_all(encode(await self._answer(*owed)))
+                    supplier.answered()
+                seen = await asked.wait_past(seen)
+
+    async def _answer(self, request: int, block: BlockId) -> Message:
+        folder = self._folder
+        if folder.keys.current is None:
+            return Missing(request, (block,))
+        key = folder.keys.epoch(folder.keys.current)
+        node = folder.locations.node(block)
+        if node is not None:
+            sealed = seal_block(key, block, node, nonce=folder.random.bytes(24))
+            return Block(request, block, sealed)
+        for place in folder.locations.find(block):
+            path = folder.disk.path(place.item)
+            if path is None:
+                continue
+            ref = BlockRef(block, place.length)
+            nonce = folder.random.bytes(24)
+            found = await self._threads.run(
+                _read_sealed, self._fs, path, folder.block_key, ref, place.offset, key, nonce
+            )
+            if found is not None:
+                return Block(request, block, found)
+        return Missing(request, (block,))
+
+
+def _take_wants(supplier: Supplier, messages: Sequence[Message]) -> None:
+    for message in messages:
+        if not isinstance(message, Want):
+            raise PeerError(f"sent {type(message).__name__} where wants were expected")
+        supplier.wanted(message)
+
+
+def _read(fs: FileSystem, path: str, key: bytes, ref: BlockRef, offset: int) -> bytes | None:
+    """The block's bytes out of a file, None if they are not there any more."""
+    try:
+        with fs.open_read(path) as handle:
+            return read_block(handle, key, ref, offset)
+    except OSError:
+        return None
+
+
+def _read_sealed(
+    fs: FileSystem,
+    path: str,
+    id_key: bytes,
+    ref: BlockRef,
+    offset: int,
+    key: EpochKey,
+    nonce: bytes,
+) -> bytes | None:
+    data = _read(fs, path, id_key, ref, offset)
+    return None if data is None else seal_block(key, ref.block, data, nonce=nonce)

@@ -1,0 +1,206 @@
+"""Who we talk to: accepts and dials connections, keeps one a device, and runs the folders'
+sessions.
+
+A connection is let in when its key is a member of one of our folders, or an open invitation of one.
+When both sides dial at once, the connection that the device with the smaller id dialled stays; a
+later one by the same dialler replaces the earlier, which may be dead without our knowing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+from discovery.candidates import Candidates
+
+from crdt.errors import PeerError, ShoalError
+from crdt.ids import DeviceId, FolderId
+from crdt.roster import InvitationState
+from node.ports import Clock, Random
+from node.sync.admit import serve_join
+from node.sync.bell import Bell
+from node.sync.engine import FolderEngine
+from node.sync.sessions import run_member
+from transport.identity import Identity
+from transport.link import Address, CloseCode, Connection, DialError, Link, LinkClosedError
+
+logger = logging.getLogger("shoal.connections")
+
+DIALS_MAX: Final = 8  # at once
+LOOK_EVERY_S: Final = 0.1  # at least between two looks at the candidates
+
+
+@dataclass(slots=True)
+class Live:
+    """The connection to one device."""
+
+    connection: Connection
+    dialler: DeviceId
+
+
+class Connections:
+    """All connections of a node."""
+
+    def __init__(
+        self,
+        link: Link,
+        identity: Identity,
+        folders: Mapping[FolderId, FolderEngine],
+        candidates: Candidates,
+        clock: Clock,
+        random: Random,
+        *,
+        name: str,
+    ) -> None:
+        self._link = link
+        self._identity = identity
+        self._folders = folders
+        self._candidates = candidates
+        self._clock = clock
+        self._random = random
+        self._name = name
+        self._live: dict[DeviceId, Live] = {}
+        self._dialling: set[Address] = set()
+        self.wake = Bell()
+
+    @property
+    def addresses(self) -> dict[DeviceId, Address]:
+        """Every connected device and where it is."""
+        return {device: live.connection.address for device, live in self._live.items()}
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Accept and dial until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._link.serve, self._authorize, self._accept)
+            task_status.started()
+            nursery.start_soon(self._dial_candidates, nursery)
+
+    # --- letting in -----------------------------------------------------------------------------
+
+    def _authorize(self, peer: DeviceId) -> CloseCode | None:
+        if peer == self._identity.device:
+            return CloseCode.DUPLICATE
+        if self._shared(peer):
+            return None
+        now_s = self._clock.wall_ns() / 1e9
+        states = {e.folder.roster.invitation_state(peer, now_s) for e in self._folders.values()}
+        if InvitationState.OPEN in states:
+            return None
+        if InvitationState.USED in states or InvitationState.CLOSED in states:
+            return CloseCode.INVITATION_USED
+        if InvitationState.EXPIRED in states:
+            return CloseCode.INVITATION_EXPIRED
+        return CloseCode.NOT_A_MEMBER
+
+    def _authorize_member(self, peer: DeviceId) -> CloseCode | None:
+        if peer == self._identity.device:
+            return CloseCode.DUPLICATE
+        return None if self._shared(peer) else CloseCode.NOT_A_MEMBER
+
+    def _shared(self, peer: DeviceId) -> list[FolderEngine]:
+        return [
+            engine
+            for engine in self._folders.values()
+            if engine.folder.roster.role(peer) is not None
+        ]
+
+    async def _accept(self, connection: Connection) -> None:
+        if self._shared(connection.peer):
+            await self._run(connection)
+        else:
+            for engine in self._folders.values():
+                if connection.peer in engine.folder.roster.invitations:
+                    await serve_join(connection, engine, self._clock)
+
+    # --- one connection -------------------------------------------------------------------------
+
+    async def _run(self, connection: Connection) -> None:
+        """Run the folders' sessions over a member's connection until it ends."""
+        peer = connection.peer
+        dialler = self._identity.device if connection.dialled else peer
+        known = self._live.get(peer)
+        if known is not None:
+            if known.dialler < dialler:
+                await connection.close(CloseCode.DUPLICATE, "another connection stays")
+                return
+            await known.connection.close(CloseCode.DUPLICATE, "another connection stays")
+        live = self._live[peer] = Live(connection, dialler)
+        self._candidates.up(peer)
+        logger.info("connected to %s at %s", peer.short, connection.address)
+        shared = {engine.folder.id: engine for engine in self._shared(peer)}
+        code, reason = CloseCode.OK, ""
+        try:
+            await run_member(connection, shared, self._name)
+        except LinkClosedError as error:
+            logger.info("connection to %s ended: %s", peer.short, error)
+        except PeerError as error:
+            code, reason = CloseCode.PROTOCOL_ERROR, str(error)
+            logger.warning(
+                "device %s broke the protocol and was disconnected: %s", peer.short, error
+            )
+            for engine in shared.values():
+                engine.warnings[peer.short] = f"device {peer.short} broke the protocol: {error}"
+        except ShoalError as error:
+            code, reason = CloseCode.INTERNAL, "a local error"
+            logger.warning("connection to %s closed: %s", peer.short, error)
+        finally:
+            if self._live.get(peer) is live:
+                del self._live[peer]
+                jitter = self._random.uniform(0.5, 1.5)
+                self._candidates.down(peer, trio.current_time(), jitter)
+                for engine in shared.values():
+                    engine.peer_gone(peer)
+            with trio.CancelScope(shield=True):
+                await connection.close(code, reason)
+            self.wake.ring()
+
+    def drop_strangers(self) -> None:
+        """Close connections to devices that are members of nothing any more."""
+        for device, live in list(self._live.items()):
+            if not self._shared(device):
+                trio.lowlevel.spawn_system_task(live.connection.close, CloseCode.NOT_A_MEMBER)
+
+    # --- dialling -------------------------------------------------------------------------------
+
+    async def _dial_candidates(self, nursery: trio.Nursery) -> None:
+        while True:
+            seen = self.wake.count
+            room = DIALS_MAX - len(self._dialling)
+            for address in self._candidates.next_dial(trio.current_time())[:room]:
+                if address not in self._dialling:
+                    self._dialling.add(address)
+                    nursery.start_soon(self._dial, address)
+            due = self._candidates.next_due()
+            soonest = trio.current_time() + LOOK_EVERY_S
+            with trio.move_on_at(float("inf") if due is None else max(due, soonest)):
+                await self.wake.wait_past(seen)
+
+    async def _dial(self, address: Address) -> None:
+        met: list[DeviceId] = []
+
+        def authorize(peer: DeviceId) -> CloseCode | None:
+            met.append(peer)
+            return self._authorize_member(peer)
+
+        try:
+            connection = await self._link.dial(address, authorize=authorize)
+        except DialError as error:
+            logger.debug("cannot reach %s: %s", address, error)
+            self._note_failure(address, met, error)
+            return
+        finally:
+            self._dialling.discard(address)
+        self._candidates.succeeded(address, trio.current_time(), connection.peer)
+        await self._run(connection)
+
+    def _note_failure(self, address: Address, met: list[DeviceId], error: DialError) -> None:
+        now, jitter = trio.current_time(), self._random.uniform(0.5, 1.5)
+        if met and met[0] == self._identity.device:
+            self._candidates.ours(address, now)
+        elif met or error.code is not None:
+            self._candidates.refused(address, now, jitter)
+        else:
+            self._candidates.failed(address, now, jitter)

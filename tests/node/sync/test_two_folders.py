@@ -1,0 +1,157 @@
+"""Scan, intake and apply between folders on in-memory disks, entries carried by hand."""
+
+from __future__ import annotations
+
+import random
+
+from tests.support.two_folders import Box, boxes, exchange
+
+
+async def settle_all(*members: Box) -> None:
+    for _ in range(6):
+        for box in members:
+            await box.settle(all_blocks=False)
+        exchange(*members)
+        if all(not box.folder.pending for box in members):
+            have = members[0].folder.have
+            if all(box.folder.have == have for box in members):
+                break
+    trees = [box.tree() for box in members]
+    assert all(tree == trees[0] for tree in trees), trees
+
+
+async def test_a_file_goes_across_and_comes_back_edited() -> None:
+    a, b = boxes(2)
+    a.fs.write_file("note.txt", b"hello")
+    await a.settle()
+    exchange(a, b)
+    await b.settle()
+    assert b.tree() == {"note.txt": b"hello"}
+    b.fs.write_file("note.txt", b"hello again")
+    await settle_all(a, b)
+    assert a.tree() == {"note.txt": b"hello again"}
+
+
+async def test_directories_moves_and_deletions() -> None:
+    a, b = boxes(2)
+    a.fs.mkdir("d")
+    a.fs.mkdir("d/e")
+    a.fs.write_file("d/e/one", b"1" * 10_000)
+    a.fs.write_file("d/two", b"2")
+    a.fs.symlink("two", "d/link")
+    await settle_all(a, b)
+    b.fs.rename("d", "moved")
+    await settle_all(a, b)
+    assert set(a.tree()) == {"moved", "moved/e", "moved/e/one", "moved/two", "moved/link"}
+    rows = a.folder.log.have[b.identity.device]
+    assert rows == 1, "a directory's rename is one entry"
+    a.fs.rename("moved/e", "e")
+    a.fs.unlink("moved/two")
+    await settle_all(a, b)
+    assert set(b.tree()) == {"moved", "moved/link", "e", "e/one"}
+
+
+async def test_both_edit_and_nothing_is_lost() -> None:
+    a, b = boxes(2)
+    a.fs.write_file("f", b"base")
+    await settle_all(a, b)
+    a.fs.write_file("f", b"mine")
+    b.fs.write_file("f", b"theirs")
+    await a.settle()
+    await b.settle()
+    await settle_all(a, b)
+    assert sorted(a.tree().values()) == [b"mine", b"theirs"]
+
+
+async def test_swapped_names() -> None:
+    a, b = boxes(2)
+    a.fs.write_file("x", b"was x")
+    a.fs.write_file("y", b"was y")
+    await settle_all(a, b)
+    a.fs.rename("x", "t")
+    a.fs.rename("y", "x")
+    a.fs.rename("t", "y")
+    await settle_all(a, b)
+    assert b.tree() == {"x": b"was y", "y": b"was x"}
+
+
+async def test_a_file_becomes_a_directory_and_back() -> None:
+    a, b = boxes(2)
+    a.fs.write_file("x", b"file")
+    await settle_all(a, b)
+    a.fs.unlink("x")
+    a.fs.mkdir("x")
+    a.fs.write_file("x/inside", b"new")
+    await settle_all(a, b)
+    assert b.tree() == {"x": None, "x/inside": b"new"}
+    b.fs.unlink("x/inside")
+    b.fs.rmdir("x")
+    b.fs.write_file("x", b"file again")
+    await settle_all(a, b)
+    assert a.tree() == {"x": b"file again"}
+
+
+async def test_equal_files_on_both_sides_unite() -> None:
+    a, b = boxes(2)
+    for box in (a, b):
+        box.fs.mkdir("d")
+        box.fs.write_file("d/same", b"same")
+    await settle_all(a, b)
+    assert a.tree() == {"d": None, "d/same": b"same"}
+    b.fs.write_file("d/same", b"other")
+    await settle_all(a, b)
+    assert a.tree() == {"d": None, "d/same": b"other"}
+    a.fs.unlink("d/same")
+    a.fs.rmdir("d")
+    await settle_all(a, b)
+    assert b.tree() == {}
+
+
+async def test_random_people() -> None:
+    for seed in range(40):
+        try:
+            await random_run(seed)
+        except BaseException as error:
+            raise AssertionError(f"seed {seed}") from error
+
+
+async def random_run(seed: int) -> None:
+    chance = random.Random(seed)
+    members = boxes(chance.choice([2, 3]))
+    for _ in range(chance.randint(3, 15)):
+        box = chance.choice(members)
+        for _ in range(chance.randint(1, 4)):
+            person(box, chance)
+        if chance.random() < 0.7:
+            await box.settle(rounds=3, all_blocks=False)
+        if chance.random() < 0.4:
+            one, other = chance.sample(members, 2)
+            one.take_from(other)
+    await settle_all(*members)
+
+
+def person(box: Box, chance: random.Random) -> None:
+    tree = box.tree()
+    names = ["a", "b", "c.txt"]
+    directories = ["", *(path for path, what in tree.items() if what is None)]
+    parent = chance.choice(directories)
+    target = f"{parent}/{chance.choice(names)}".lstrip("/")
+    existing = chance.choice(sorted(tree)) if tree else None
+    match chance.choice(["write", "write", "big", "mkdir", "rename", "delete", "link"]):
+        case "write" if tree.get(target, b"") is not None:
+            if isinstance(tree.get(target), str):
+                return
+            box.fs.write_file(target, chance.choice([b"x", b"y", b"z", b"" ]))
+        case "big" if isinstance(tree.get(target, b""), bytes):
+            box.fs.write_file(target, chance.randbytes(1) * 70_000)
+        case "mkdir" if target not in tree:
+            box.fs.mkdir(target)
+        case "link" if target not in tree:
+            box.fs.symlink("somewhere", target)
+        case "rename" if existing is not None and target not in tree:
+            if not (target + "/").startswith(existing + "/"):
+                box.fs.rename(existing, target)
+        case "delete" if existing is not None:
+            for path in sorted(tree, reverse=True):
+                if path == existing or path.startswith(existing + "/"):
+                    (box.fs.rmdir if tree[path] is None else box.fs.unlink)(path)

@@ -1,0 +1,221 @@
+"""Folders on in-memory disks that exchange entries by hand: scan, intake and apply, no network."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import trio
+import trio.testing
+
+from crdt.errors import ShoalError
+from crdt.ids import FolderId
+from crdt.roster_make import genesis_ops, share_ops
+from crdt.roster_ops import Add, Role
+from crdt.slot import BlockRef
+from node.files.memory import MemoryFileSystem
+from node.files.port import FileSystem
+from node.files.root_marker import make_layout
+from node.index.database import open_database
+from node.ports import Clock
+from node.sync.apply import Apply
+from node.sync.assemble import Assembler
+from node.sync.folder import Folder
+from node.sync.intake import Intake
+from node.sync.scan import Scan, ScanReport
+from transport.identity import Identity
+
+
+class StepClock:
+    """A clock that goes on by a millisecond whenever it is read."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_790_000_000 * 10**9
+
+    def monotonic_s(self) -> float:
+        """See `Clock`."""
+        return trio.current_time()
+
+    def wall_ns(self) -> int:
+        """See `Clock`."""
+        self.now_ns += 1_000_000
+        return self.now_ns
+
+
+class SeededRandom:
+    """Randomness that repeats."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def bytes(self, size: int) -> bytes:
+        """See `Random`."""
+        return self._random.randbytes(size)
+
+    def uniform(self, low: float, high: float) -> float:
+        """See `Random`."""
+        return self._random.uniform(low, high)
+
+
+class InlineThreads:
+    """Runs at once, on the loop."""
+
+    async def run(self, function, *args):  # type: ignore[no-untyped-def]
+        """See `Threads`."""
+        await trio.lowlevel.checkpoint()
+        return function(*args)
+
+
+class Box:
+    """One device with one folder on one disk."""
+
+    def __init__(self, seed: int, fs: MemoryFileSystem, clock: Clock) -> None:
+        self.fs = fs
+        self.clock = clock
+        self.random = SeededRandom(seed)
+        self.identity = Identity.from_seed(self.random.bytes(32))
+        self.database = open_database(None)
+        self.others: list[Box] = []
+        self.dirty: list[str] = []
+        make_layout(fs)
+
+    def open(self, folder: FolderId, bootstrap: Iterable[bytes] = ()) -> None:
+        """Make the folder's state on an empty index."""
+        self.folder = Folder(
+            folder=folder,
+            database=self.database,
+            identity=self.identity,
+            clock=self.clock,
+            random=self.random,
+            bootstrap=bootstrap,
+        )
+        self.intake = Intake(self.folder)
+        self.lock = trio.Lock()
+
+    # --- BlockSource ----------------------------------------------------------------------------
+
+    async def block(self, ref: BlockRef, *, transfer_size: int) -> bytes:
+        """From any disk that has it."""
+        for box in (self, *self.others):
+            for place in box.folder.locations.find(ref.block):
+                path = box.folder.disk.path(place.item)
+                if path is None:
+                    continue
+                with box.fs.open_read(path) as handle:
+                    data = handle.read_at(place.offset, place.length)
+                if len(data) == ref.length:
+                    return data
+        raise ShoalError("nobody has the block")
+
+    async def node(self, ref: BlockRef) -> bytes:
+        """From any index that has it."""
+        for box in (self, *self.others):
+            data = box.folder.locations.node(ref.block)
+            if data is not None:
+                return data
+        raise ShoalError("nobody has the node")
+
+    # --- steps ----------------------------------------------------------------------------------
+
+    async def scan(self, *paths: str) -> ScanReport:
+        """Scan some paths, or everything."""
+
+        async def always() -> bool:
+            return True
+
+        scan = Scan(
+            self.folder,
+            self.fs,
+            InlineThreads(),
+            self.lock,
+            ignored=lambda path, _: path.split("/")[0] == ".shoal",
+            may_delete=always,
+        )
+        if not paths:
+            return await scan.everything()
+        await scan.paths(paths)
+        return await scan.finish()
+
+    def take_from(self, other: Box) -> None:
+        """Receive every entry that the other has and we lack."""
+        while rows := other.folder.log.missing_from(self.folder.have, 1 << 20):
+            before = self.folder.have
+            self.intake.receive([row.entry for row in rows])
+            assert self.folder.have != before, "no entry was taken"
+
+    async def apply(self, fs: FileSystem | None = None) -> Apply:
+        """Carry out what is pending, until nothing moves."""
+        service = Apply(
+            self.folder,
+            fs or self.fs,
+            InlineThreads(),
+            self.lock,
+            Assembler(fs or self.fs, InlineThreads(), self, self.folder.block_key),
+            ignored=lambda _path, _directory: False,
+            dirty=self.dirty.append,
+            allowed=lambda: True,
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(service.serve)
+            await trio.testing.wait_all_tasks_blocked(0.001)
+            nursery.cancel_scope.cancel()
+        return service
+
+    async def settle(self, *, rounds: int = 20, all_blocks: bool = True) -> None:
+        """Scan and apply until the disk shows the view, as far as blocks are to be had."""
+        for _ in range(rounds):
+            await self.scan()
+            await self.apply()
+            if not self.folder.pending and not self.dirty:
+                return
+            self.dirty.clear()
+        assert not all_blocks, f"does not settle: {self.folder.pending}"
+
+    def tree(self) -> dict[str, object]:
+        """Path → content of everything that people see on this disk."""
+        return {
+            path: what
+            for path, what in self.fs.snapshot().items()
+            if path.split("/")[0] != ".shoal" and path
+        }
+
+
+def boxes(count: int, *, clock: StepClock | None = None) -> list[Box]:
+    """Devices that are members of one folder already; all share one clock."""
+    clock = clock or StepClock()
+    made = [
+        Box(number + 1, MemoryFileSystem(clock=clock.wall_ns), clock) for number in range(count)
+    ]
+    owner = made[0]
+    folder, ops = genesis_ops(
+        owner.identity.device,
+        "box 1",
+        nonce=owner.random.bytes(32),
+        epoch_secret=owner.random.bytes(32),
+        seed=owner.random.bytes(32),
+    )
+    owner.open(folder)
+    owner.folder.commit_roster(ops)
+    others = [box.identity.device for box in made[1:]]
+    owner.folder.commit_roster(
+        [Add(device, Role.EDITOR, f"box {n}") for n, device in enumerate(others, 2)]
+    )
+    for op in share_ops(
+        owner.folder.roster, owner.folder.keys, others, seed=owner.random.bytes(32)
+    ):
+        owner.folder.commit_roster([op])
+    for box in made[1:]:
+        box.open(folder, owner.folder.roster_entries)
+    for box in made:
+        box.others = [other for other in made if other is not box]
+    return made
+
+
+def exchange(*members: Box) -> None:
+    """Everybody gets everybody's entries."""
+    for _ in members:
+        for one in members:
+            for other in members:
+                if one is not other:
+                    one.take_from(other)
+

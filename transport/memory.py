@@ -26,6 +26,7 @@ from transport.link import (
     Closed,
     DialError,
     Handler,
+    LinkClosedError,
 )
 from transport.memory_connection import MemoryConnection
 
@@ -235,6 +236,8 @@ class MemoryLink:
         except trio.Cancelled:
             connection.close_nowait(CloseCode.SHUTTING_DOWN)
             raise
+        except LinkClosedError as error:  # the usual end, or of one stream
+            connection.close_nowait(CloseCode.OK, str(error))
         except Exception:  # noqa: BLE001 - logged, and it ends one connection only
             _log.exception("the handler of a connection failed")
             connection.close_nowait(CloseCode.INTERNAL)

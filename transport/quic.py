@@ -29,6 +29,7 @@ from transport.link import (
     Closed,
     DialError,
     Handler,
+    LinkClosedError,
 )
 from transport.quic_connection import QuicLinkConnection, State
 from transport.quic_core import QuicCore, QuicOptions
@@ -222,6 +223,8 @@ class QuicLink:
         except trio.Cancelled:
             connection.close_nowait(CloseCode.SHUTTING_DOWN)
             raise
+        except LinkClosedError as error:  # the usual end, or of one stream
+            connection.close_nowait(CloseCode.OK, str(error))
         except Exception:  # noqa: BLE001 - logged, and it ends one connection only
             _log.exception("the handler of a connection failed")
             connection.close_nowait(CloseCode.INTERNAL)

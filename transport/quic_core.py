@@ -42,7 +42,7 @@ from transport.link import (
 )
 
 if TYPE_CHECKING:
-    from aioquic._buffer import Buffer
+    from aioquic.buffer import Buffer  # type: ignore[attr-defined] # re-exported
     from aioquic.quic.connection import QuicReceiveContext
     from aioquic.quic.packet_builder import QuicPacketBuilder
     from aioquic.quic.recovery import QuicPacketSpace

@@ -162,10 +162,10 @@ class QuicLink:
         self._transmit(connection, connection.turn(now))
         if connection.state is not State.HANDSHAKE:
             self._half_open.discard(connection)
+        if not connection.dead:
+            self._arm(connection, now)
         if connection.dead:
             self._forget(connection)
-        else:
-            self._arm(connection, now)
 
     def opened(self, connection: QuicLinkConnection) -> None:
         """See `Carrier`."""

@@ -212,13 +212,13 @@ class QuicLinkConnection:
         elif self.state is State.OPEN and not self._pinged and now >= self._ping_at:
             self._pinged = True
             self._guard(lambda: self.core.send_ping(0))
-        at = self.core.get_timer()
+        at = self._core_timer()
         if at is not None and now >= at:
             self._guard(lambda: self.core.handle_timer(now))
 
     def next_timer(self) -> float | None:
         """When `on_timer` wants to be called."""
-        times = [self.core.get_timer()]
+        times = [self._core_timer()]
         if self.state in {State.HANDSHAKE, State.GREETING}:
             times.append(self._deadline)
         if self.state is State.OPEN:
@@ -257,6 +257,11 @@ class QuicLinkConnection:
     @property
     def _ping_at(self) -> float:
         return self._heard_at + KEEP_ALIVE_S
+
+    def _core_timer(self) -> float | None:
+        found: list[float | None] = [None]
+        self._guard(lambda: found.append(self.core.get_timer()))
+        return found[-1]
 
     def _guard(self, act: Callable[[], None]) -> None:
         """Run `act`; an exception that nobody foresaw ends this connection and no other."""

@@ -76,9 +76,9 @@ def still_as_agreed(observed: Stat, agreed: DiskRow) -> bool:
     """True when what lies on the disk is what the disk row says, as far as lstat can tell."""
     if observed.kind.value != agreed.kind.value or observed.inode != agreed.inode:
         return False
-    if agreed.kind is not Kind.FILE:
+    if agreed.kind is Kind.DIRECTORY:
         return True
-    return (
+    return (  # symlinks too: a new one may well get the inode of the old one
         observed.size == agreed.size
         and observed.mtime_ns == agreed.mtime_ns
         and observed.executable == agreed.executable
@@ -92,7 +92,7 @@ def same_file_moved(observed: Stat, agreed: DiskRow) -> bool:
         observed.kind.value == agreed.kind.value
         and observed.inode == agreed.inode
         and (
-            agreed.kind is not Kind.FILE
+            agreed.kind is Kind.DIRECTORY
             or (observed.size == agreed.size and observed.mtime_ns == agreed.mtime_ns)
         )
     )

@@ -12,7 +12,8 @@ Rules:
 2. After a failure, an address is due after a pause that doubles, times the jitter. What was only
    announced on the LAN is dropped after HINT_TTL_S without a new hint; the rest is tried for ever,
    after a day of failures rarely.
-3. Addresses of a device that is connected (`up`) are not due, but on `down` they are, soon.
+3. Addresses of a device that is connected (`up`) are not due, but on `down` they are, soon. When
+   its connections do not last, as with one that breaks the protocol each time, the pause doubles.
 4. A new hint for an address where nobody answered makes it due at once, but not more often than
    HINT_FRESH_S, so that a stranger's announcements cannot make us dial ever faster.
 5. An address where somebody answered who is not wanted, or does not want us, waits for STRANGER_S,
@@ -47,6 +48,7 @@ OWN_S: Final = 3600.0
 HINT_FRESH_S: Final = 10.0
 HINT_TTL_S: Final = 3600.0  # records on the LAN live 75 minutes at most
 REDIAL_S: Final = 0.2  # after a connection ended, times the jitter; a restart takes about as long
+LASTS_S: Final = 30.0  # a connection that ends sooner after the last one's end did not last
 
 TAG_SIZE: Final = 8  # bytes; no two folders share a tag by chance, and many tags fit a packet
 TAG_LENGTH: Final = 13  # characters of a tag's text
@@ -93,6 +95,7 @@ class Candidates:
     def __init__(self) -> None:
         self._known: dict[Address, _Candidate] = {}
         self._up: set[DeviceId] = set()
+        self._ends: dict[DeviceId, tuple[float, int]] = {}  # when its last pause was over; flaps
 
     # --- hints ----------------------------------------------------------------------------------
 
@@ -201,9 +204,13 @@ class Candidates:
     def down(self, peer: DeviceId, now: float, jitter: float) -> None:
         """The device is not connected any more; its addresses are due soon."""
         self._up.discard(peer)
+        resumed_s, flaps = self._ends.get(peer, (-LASTS_S, 0))
+        flaps = flaps + 1 if now < resumed_s + LASTS_S else 0
+        due_s = now + min(REDIAL_S * 2 ** min(flaps, 16), BACKOFF_MAX_S) * jitter
+        self._ends[peer] = due_s, flaps
         for known in self._known.values():
             if known.peer == peer:
-                known.due_s = now + REDIAL_S * jitter
+                known.due_s = due_s
 
     def states(self) -> list[CandidateState]:
         """All addresses, sorted."""

@@ -9,6 +9,7 @@ from discovery.candidates import (
     BACKOFF_MIN_S,
     HINT_FRESH_S,
     HINT_TTL_S,
+    LASTS_S,
     OFFER_S,
     OFFERS_MAX,
     OWN_S,
@@ -131,6 +132,23 @@ def test_no_address_of_a_connected_device_is_dialled() -> None:
     assert set(candidates.next_dial(100.0 + REDIAL_S)) == {HOME, OFFICE}
     candidates.up(PEER)  # it dialled us
     assert candidates.next_dial(200.0) == []
+
+
+def test_connections_that_do_not_last_are_made_ever_more_rarely() -> None:
+    candidates, now, pauses = Candidates(), 0.0, []
+    candidates.add_static(HOME)
+    for _ in range(12):
+        assert candidates.next_dial(now) == [HOME]
+        candidates.succeeded(HOME, now, PEER)
+        candidates.down(PEER, now, 1.0)
+        due = candidates.next_due()
+        assert due is not None
+        pauses.append(round(due - now, 3))
+        now = due
+    assert pauses == [min(REDIAL_S * 2**i, BACKOFF_MAX_S) for i in range(12)]
+    candidates.succeeded(HOME, now, PEER)
+    candidates.down(PEER, now + LASTS_S, 1.0)
+    assert candidates.next_due() == now + LASTS_S + REDIAL_S
 
 
 def test_a_connected_device_keeps_its_outdated_hint() -> None:

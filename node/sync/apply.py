@@ -156,18 +156,17 @@ class Apply:
         for item in list(self._folder.pending):
             if found.size >= ROUND_ITEMS_MAX or found.starved >= STARVED_MAX:
                 break
-            if item in self._assembling:
-                continue
-            waits = self.waiting.get(item)
-            if waits is None or waits.retry_at <= now:
-                self._look_at(item, found, nursery)
+            self._look_at(item, found, nursery, now)
         return found
 
-    def _look_at(self, item: ItemId, found: Round, nursery: trio.Nursery) -> None:
+    def _look_at(self, item: ItemId, found: Round, nursery: trio.Nursery, now: float) -> None:
         """Plan one pending item, its directory first."""
-        if item in found.seen:
+        if item in found.seen or item in self._assembling:
             return
         found.seen.add(item)
+        waits = self.waiting.get(item)
+        if waits is not None and waits.retry_at > now:
+            return
         folder = self._folder
         shown, row = folder.tree.row(item), folder.disk.get(item)
         plan = plan_item(shown, row, folder.disk_name(shown))
@@ -176,7 +175,7 @@ class Apply:
             folder.look_at([item])
             return
         if shown is not None and shown.parent in folder.pending:
-            self._look_at(shown.parent, found, nursery)
+            self._look_at(shown.parent, found, nursery, now)
         self._plan(item, shown, row, plan, found, nursery)
 
     # --- one item -------------------------------------------------------------------------------

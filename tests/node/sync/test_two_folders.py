@@ -108,7 +108,7 @@ async def test_equal_files_on_both_sides_unite() -> None:
 
 
 async def test_random_people() -> None:
-    for seed in range(40):
+    for seed in range(60):
         try:
             await random_run(seed)
         except BaseException as error:

@@ -86,8 +86,17 @@ def _yields(touch: Content, edit: Content) -> bool:
     return edit.version.covers(*touch.origin) and not touch.version.covers(*edit.origin)
 
 
-def _rank(content: Content) -> tuple[int, DeviceId, bytes]:
-    return (content.lamport, content.device, content.digest)
+def _rank(content: Content) -> tuple[object, ...]:
+    """Lamport and device decide among honest contents; the rest orders any two that differ."""
+    return (
+        content.lamport,
+        content.device,
+        content.digest,
+        content.mtime_ns,
+        content.executable,
+        content.origin,
+        sorted(content.version.items()),
+    )
 
 
 def self_alive(slots: Slots) -> bool:

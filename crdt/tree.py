@@ -172,7 +172,8 @@ def places(slots: Mapping[ItemId, Slots]) -> dict[ItemId, tuple[ItemId, str]]:
 
 
 def _is_directory(slots: Slots) -> bool:
-    return any(s.content is not None and s.content.kind is Kind.DIRECTORY for s in slots.values())
+    contents = heads(slots)
+    return bool(contents) and contents[0].kind is Kind.DIRECTORY
 
 
 def _chosen(placed: list[Placed], index: int) -> Placed | None:
@@ -251,6 +252,8 @@ class _Show:
         self._view = made
         self._revisions = revisions
         self._heads = {item: heads(of) for item, of in made.state.items()}
+        if not _is_directory(made.state.get(RECOVERED, {})):
+            self._heads.pop(RECOVERED, None)  # whatever anybody wrote, other items lie in it
         self._places = places(made.state)
         self._below: dict[ItemId, list[ItemId]] = {}
 

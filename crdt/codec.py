@@ -16,6 +16,9 @@ import msgpack
 ITEMS_MAX: Final = 65_536  # elements of one list or map; real ones stay in the low thousands
 DEPTH_MAX: Final = 16  # nesting; the deepest real value, an entry's slot writes, uses 7
 
+_SCALARS: Final = (bytes, int, str)  # bool is an int; ids are bytes
+_PLAIN: Final = frozenset({bool, int, str, bytes, type(None)})  # the same, found by one look-up
+
 
 def pack(value: object) -> bytes:
     """Encode canonically. Raises TypeError on a type that is not in the list above."""
@@ -61,12 +64,12 @@ def unpack(data: bytes, *, size_max: int) -> Any:
 
 def _sorted(value: object, depth: int) -> object:
     """The value with every map's keys sorted; raises on foreign types and on deep nesting."""
-    if isinstance(value, bool | int | str | bytes) or value is None:
+    if value.__class__ in _PLAIN or isinstance(value, _SCALARS):
         return value
     if depth == 0:
         raise ValueError(f"nested more than {DEPTH_MAX} deep")
     if isinstance(value, list | tuple):
-        return [_sorted(element, depth - 1) for element in value]
+        return [e if e.__class__ in _PLAIN else _sorted(e, depth - 1) for e in value]
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise TypeError("map keys are text")

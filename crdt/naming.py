@@ -15,6 +15,8 @@ from typing import Final
 from crdt.ids import ItemId
 from crdt.slot import NAME_SIZE_MAX, Content, Kind
 
+MARK: Final = " (conflict "  # in every name that a loser is given
+
 _SUFFIX: Final = re.compile(r" \(conflict [A-Z2-7]{7}(?: \d{4}-\d{2}-\d{2})?(?: [A-Z2-7]+)?\)")
 _ID_LENGTHS: Final = (0, 6, 12, 26)  # characters of the item's id, longer with each clash
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -27,11 +29,11 @@ def suffixed_names(name: str, item: ItemId, content: Content) -> Iterator[str]:
     letters = base64.b32encode(item).decode().rstrip("=")
     label = content.device.short + _date(content)
     for length in _ID_LENGTHS:
-        mark = f" (conflict {label}{' ' + letters[:length] if length else ''})"
+        mark = f"{MARK}{label}{' ' + letters[:length] if length else ''})"
         yield _fit(stem, mark, ending)
     number = 2
     while True:
-        yield _fit(stem, f" (conflict {label} {letters}{number})", ending)
+        yield _fit(stem, f"{MARK}{label} {letters}{number})", ending)
         number += 1
 
 

@@ -1,0 +1,227 @@
+"""The tree that people see, kept up to date in the index, slot by slot.
+
+`crdt.tree.view` is the specification: a property test holds this equal to it. What costs there a
+walk over everything costs here what the change touches: a renamed directory is one row, whatever
+lies in it. A batch of slots is applied in four steps, over `node.index.records` in memory:
+merge the slots, find places and life (`node.index.places`), settle names (`node.index.groups`),
+write the rows that changed.
+
+All calls happen inside the caller's transaction, and nothing is kept in memory that a rollback
+could make false. Rows name their parent item, never a path.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from crdt.errors import IntegrityError
+from crdt.ids import ROOT, DeviceId, ItemId
+from crdt.slot import Slot, merge
+from crdt.tree import RECOVERED_CONTENT, ViewRow
+from node.index.groups import Groups
+from node.index.places import Places
+from node.index.records import HIDDEN, KEEPS, RECORDS_SCHEMA, Record, Records
+from node.index.slots import SLOTS_SCHEMA, SlotTable
+
+TREE_SCHEMA: Final = SLOTS_SCHEMA + RECORDS_SCHEMA
+ROWS_AT_ONCE: Final = 256  # rows read at once where there may be a million
+
+_ROW: Final = """
+SELECT tree.item, directory, name, shown, state, copy_of, conflicts, top, winner, data
+FROM tree LEFT JOIN slots
+ON slots.item = coalesce(tree.copy_of, tree.item) AND slots.device = tree.winner
+WHERE """
+ONE_ROW: Final = _ROW + "tree.item = ?"
+ROWS_NAMED: Final = _ROW + f"directory = ? AND name = ? AND state = {KEEPS}"
+ROWS_SUFFIXED: Final = _ROW + "directory = ? AND shown = ?"
+CHILD_ROWS: Final = _ROW + (
+    f"directory = ? AND (name, tree.item) > (?, ?) ORDER BY name, tree.item LIMIT {ROWS_AT_ONCE}"
+)
+ALL_ROWS: Final = _ROW + f"tree.item > ? ORDER BY tree.item LIMIT {ROWS_AT_ONCE}"
+CONFLICT_ROWS: Final = _ROW + (
+    f"tree.item > ? AND conflicts > 0 ORDER BY tree.item LIMIT {ROWS_AT_ONCE}"
+)
+MEMBERS: Final = "SELECT item FROM tree WHERE face = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the tree shows: files and symlinks, copies included, their bytes, items in conflict."""
+
+    files: int
+    bytes: int
+    conflicts: int
+
+
+class TreeIndex:
+    """The view of one folder; a `crdt.tree.TreeReader`."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._slots = SlotTable(db)
+
+    def apply(self, writes: Iterable[tuple[ItemId, DeviceId, Slot]]) -> set[ItemId]:
+        """Merge slots into the tree.
+
+        Returns: the ids of all rows that appeared, changed in any field or vanished.
+        """
+        (revision,) = self._db.execute("SELECT revision FROM tree_state").fetchone()
+        records = Records(self._db, self._slots)
+        written = self._merge(records, writes, revision + 1)
+        if not written:
+            return set()
+        Groups(records).settle(Places(records).settle(written))
+        outcome = records.flush()
+        self._db.execute(
+            "UPDATE tree_state SET revision = ?, files = files + ?, bytes = bytes + ?, "
+            "conflicts = conflicts + ?",
+            (revision + 1, outcome.files, outcome.bytes, outcome.conflicts),
+        )
+        return outcome.changed
+
+    def _merge(
+        self, records: Records, writes: Iterable[tuple[ItemId, DeviceId, Slot]], revision: int
+    ) -> list[Record]:
+        """Store what is newer than what is here; returns the records to look at."""
+        batch: dict[ItemId, dict[DeviceId, Slot]] = {}
+        for item, device, slot in writes:
+            assert item != ROOT, "entries cannot write the root"
+            of = batch.setdefault(item, {})
+            of[device] = merge(of.get(device), slot)
+        records.prefetch(batch)
+        written: dict[Record, None] = {}
+        newer: list[tuple[ItemId, DeviceId, Slot]] = []
+        for item, slots in batch.items():
+            record = records.find(item)
+            real = record is not None and record.copy_of is None
+            known = records.slots(record) if record is not None and real else {}
+            merged = {device: merge(known.get(device), slot) for device, slot in slots.items()}
+            changed = [(item, d, s) for d, s in merged.items() if s is not known.get(d)]
+            if not changed:
+                continue
+            newer += changed
+            if record is not None and record.copy_of is not None:  # materialised
+                written[records.get(record.copy_of)] = None
+            record = records.claim(item)
+            record.slots = {**known, **merged}
+            record.revision = revision
+            written[record] = None
+        self._slots.put(newer)
+        for record in written:
+            records.look(record)
+        return list(written)
+
+    # --- reading (see TreeReader) -----------------------------------------------------------------
+
+    def row(self, item: ItemId) -> ViewRow | None:
+        """The row of a shown item; None for hidden, dead and unknown ones."""
+        return self._one(ONE_ROW, item)
+
+    def slots(self, item: ItemId) -> Mapping[DeviceId, Slot]:
+        """All slots of an item, shown or not."""
+        return self._slots.of(item)
+
+    def members(self, item: ItemId) -> Sequence[ItemId]:
+        """All live items that a shown one stands for, itself included, sorted."""
+        return [item, *sorted(ItemId(other) for (other,) in self._db.execute(MEMBERS, (item,)))]
+
+    def representative(self, item: ItemId) -> ItemId:
+        """The shown item that stands for `item`; `item` itself where none does."""
+        found = self._db.execute("SELECT face FROM tree WHERE item = ?", (item,)).fetchone()
+        return item if found is None or found[0] is None else ItemId(found[0])
+
+    def child(self, parent: ItemId, name: str) -> ViewRow | None:
+        """What is shown at `name` in the shown directory `parent`."""
+        return self._one(ROWS_NAMED, parent, name) or self._one(ROWS_SUFFIXED, parent, name)
+
+    def children(self, parent: ItemId) -> Iterator[ViewRow]:
+        """Everything shown in the shown directory `parent`; in no special order."""
+        at: tuple[str, bytes] | None = ("", b"")
+        while at is not None:
+            rows = self._db.execute(CHILD_ROWS, (parent, *at)).fetchall()
+            at = (rows[-1][2], rows[-1][0]) if len(rows) == ROWS_AT_ONCE else None
+            yield from self._visible(rows)
+
+    def path(self, item: ItemId) -> str | None:
+        """Shown names from the top, `a/b/c`; `""` for the root, None for what is not shown."""
+        names: list[str] = []
+        while item != ROOT:
+            found = self._db.execute(
+                "SELECT directory, coalesce(shown, name) FROM tree WHERE item = ? AND state > 0",
+                (item,),
+            ).fetchone()
+            if found is None:
+                return None
+            item = ItemId(found[0])
+            names.append(found[1])
+        return "/".join(reversed(names))
+
+    def resolve(self, path: str) -> ViewRow | None:
+        """The row shown at `path`; None for the root, which has no row."""
+        row: ViewRow | None = None
+        parent = ROOT
+        for name in path.split("/"):
+            row = self.child(parent, name)
+            if row is None:
+                return None
+            parent = row.item
+        return row
+
+    def totals(self) -> Totals:
+        """What the whole tree shows, without counting it."""
+        found = self._db.execute("SELECT files, bytes, conflicts FROM tree_state").fetchone()
+        return Totals(*found)
+
+    def all_rows(self) -> Iterator[ViewRow]:
+        """Every row, in the order of ids. Reads the whole table: for start-up and `verify`."""
+        return self._paged(ALL_ROWS)
+
+    def all_items(self) -> Iterator[ItemId]:
+        """The ids of `all_rows`, much cheaper."""
+        at: bytes | None = b""
+        while at is not None:
+            rows = self._db.execute(
+                f"SELECT item, state FROM tree WHERE item > ? ORDER BY item LIMIT {ROWS_AT_ONCE}",  # noqa: S608
+                (at,),
+            ).fetchall()
+            at = rows[-1][0] if len(rows) == ROWS_AT_ONCE else None
+            for item, state in rows:
+                if state != HIDDEN:
+                    yield ItemId(item)
+
+    def conflicts(self) -> Iterator[ViewRow]:
+        """The rows that have virtual copies, in the order of ids."""
+        return self._paged(CONFLICT_ROWS)
+
+    def _paged(self, query: str) -> Iterator[ViewRow]:
+        at: bytes | None = b""
+        while at is not None:
+            rows = self._db.execute(query, (at,)).fetchall()
+            at = rows[-1][0] if len(rows) == ROWS_AT_ONCE else None
+            yield from self._visible(rows)
+
+    def _one(self, query: str, *values: object) -> ViewRow | None:
+        return next(self._visible(self._db.execute(query, values).fetchall()), None)
+
+    def _visible(self, rows: Iterable[Sequence[Any]]) -> Iterator[ViewRow]:
+        for item, directory, name, shown, state, copy_of, conflicts, top, winner, data in rows:
+            if state == HIDDEN:
+                continue
+            content = RECOVERED_CONTENT
+            if winner is not None:
+                found = None if data is None else self._slots.decode(data).content
+                if found is None:
+                    raise IntegrityError("the index shows a content that it does not hold")
+                content = found
+            yield ViewRow(
+                item=ItemId(item),
+                parent=ItemId(directory),
+                name=shown or name,
+                content=content,
+                revision=top,
+                copy_of=None if copy_of is None else ItemId(copy_of),
+                conflicts=conflicts,
+            )

@@ -19,7 +19,7 @@ from node.control.facade import Phase, Progress
 from node.control.options import JoinOptions, Ready, Reporter, UpOptions
 from transport.link import Address
 
-READY = Ready("/home/x/Shoal", "ABCDEFGHIJ", "0.0.0.0:22071")
+READY = Ready("/x/Shoal", "ABCDEFGHIJ", "0.0.0.0:22071")
 
 
 class FakeApp(types.ModuleType):
@@ -68,7 +68,7 @@ def test_up_hands_over_what_was_asked_for(
         )
     ]
     out, err = capsys.readouterr()
-    assert out == "ready: /home/x/Shoal  device ABCDEFG  listening on 0.0.0.0:22071\n"
+    assert out == "ready: /x/Shoal  device ABCDEFG  listening on 0.0.0.0:22071\n"
     assert err == ""
 
 
@@ -178,7 +178,7 @@ def test_ready_in_json(app: FakeApp, capsys: pytest.CaptureFixture[str]) -> None
     assert run(["up", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "ready": True,
-        "path": "/home/x/Shoal",
+        "path": "/x/Shoal",
         "device": "ABCDEFGHIJ",
         "listening": "0.0.0.0:22071",
         "joined": False,

@@ -1,0 +1,65 @@
+# One command for each need. `make up DIR=~/Shoal` and `make test` install what they need first.
+
+# The first of these that is Python 3.11 or newer; 3.11 is what the lock file was made with.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+STAMP := .venv/installed
+# Not every shell expands a tilde after `DIR=`.
+FOLDER := $(patsubst ~/%,$(HOME)/%,$(DIR))
+
+.DEFAULT_GOAL := help
+.PHONY: help install up demo test test-fast check format types lock clean
+
+help:
+	@echo 'make up DIR=~/Shoal   run a node on a folder (OPTIONS="--no-lan" adds options)'
+	@echo 'make test             run all tests'
+	@echo 'make check            format, lint, types, imports, style, fast tests'
+	@echo 'make demo             two devices on this machine, a file going across'
+	@echo 'make install          only install, into .venv'
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo 'shoal needs Python 3.11 or newer; install it, or name one: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@$(BIN)/python -c 'import pip' 2>/dev/null || { rm -rf .venv; $(PYTHON) -m venv .venv || \
+		{ echo 'cannot make a virtual environment (on Debian: apt-get install python3-venv)' >&2; rm -rf .venv; exit 1; }; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+up: $(STAMP)
+	@test -n "$(DIR)" || { echo 'which folder? make up DIR=~/Shoal' >&2; exit 2; }
+	@exec $(BIN)/shoal up "$(FOLDER)" $(OPTIONS)
+
+demo: $(STAMP)
+	@$(BIN)/python -m simulations.demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q $(TESTS)
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -q -m 'not slow' $(TESTS)
+
+types: $(STAMP)
+	$(BIN)/python -m mypy
+
+check: types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory test-fast
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Needs pip-tools, which is no part of the lock: python -m pip install pip-tools
+lock:
+	{ head -2 requirements.lock; $(PYTHON) -m piptools compile --quiet --generate-hashes --extra dev \
+		--all-build-deps --allow-unsafe --strip-extras --no-header --no-emit-options --no-emit-index-url \
+		--no-emit-trusted-host --no-emit-find-links --output-file - pyproject.toml; } > requirements.new
+	mv requirements.new requirements.lock
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

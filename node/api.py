@@ -63,7 +63,7 @@ class Api:
             f"{directory} is in no folder of this node. `shoal status` lists the folders."
         )
 
-    # --- what is ----------------------------------------------------------------------------------
+    # --- what is --------------------------------------------------------------------------------
 
     async def status(self) -> Status:
         """See `NodeFacade`."""
@@ -95,7 +95,7 @@ class Api:
             warnings=tuple(
                 FolderWarning(p if p != m else "", m) for p, m in engine.warnings.items()
             )
-            + tuple(waits),  # fmt: skip
+            + tuple(waits),
             progress=progress_of(engine),
             reason=engine.stopped,
         )
@@ -132,7 +132,7 @@ class Api:
         """See `NodeFacade`."""
         return self._node.events.subscribe()
 
-    # --- what people do -----------------------------------------------------------------------------
+    # --- what people do -------------------------------------------------------------------------
 
     async def invite(self, directory: str, *, role: Role, uses: int, expires_s: float) -> str:
         """See `NodeFacade`."""

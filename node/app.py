@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import signal
 from collections import deque
-from pathlib import Path
 from typing import Final
 
 import trio
@@ -33,6 +32,7 @@ from node.open_folder import (
     OpenFolder,
     check_directory,
     create_folder,
+    is_present,
     open_folder,
     prepare_directory,
 )
@@ -142,7 +142,7 @@ class Node:
         self, nursery: trio.Nursery, invitation: Invitation | None, known: FolderConfig | None
     ) -> None:
         link, connections = await self._listen(nursery)
-        mdns = self._start_discovery(nursery)
+        mdns = self._start_discovery(nursery, connections)
         config = known
         if config is None and invitation is not None:
             if mdns is not None:
@@ -158,7 +158,7 @@ class Node:
                 self.random,
             )
         for one in self.home.folders():
-            if one.folder == config.folder or Path(one.path).is_dir():
+            if one.folder == config.folder or is_present(one):
                 await self._open(one, nursery, connections)
         if mdns is not None:
             mdns.set_folders(set(self.folders))
@@ -198,12 +198,13 @@ class Node:
             return link, connections
         raise AssertionError("the last try returns or raises")
 
-    def _start_discovery(self, nursery: trio.Nursery) -> Mdns | None:
+    def _start_discovery(self, nursery: trio.Nursery, connections: Connections) -> Mdns | None:
         now = trio.current_time()
 
         def add(source: Source, address: Address) -> None:
             self._found.add(address)
             self._candidates.add(address, source, trio.current_time())
+            connections.wake.ring()
 
         peers = self.options.peers
         nursery.start_soon(static.serve, peers, lambda address: add(Source.STATIC, address))
@@ -273,7 +274,7 @@ class Node:
 
         def roster_changed() -> None:
             self.home.save_roster(config.folder, engine.folder.roster_entries)
-            connections.drop_strangers()
+            connections.roster_changed()
             self._share_keys(engine)
 
         engine.on_roster = roster_changed

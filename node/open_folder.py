@@ -1,4 +1,4 @@
-"""Makes a folder ready to run: looks at the directory, opens or rebuilds the index, wires the engine.
+"""Makes a folder ready to run: directory, index, engine.
 
 Nothing here deletes. A directory that is not what it should be is refused with a reason; a damaged
 index is moved aside and rebuilt from what can be read of it, the stored roster, the disk and peers.
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 from crdt.errors import CallerError, PeerError
-from crdt.ids import FolderId
 from crdt.roster_make import genesis_ops
 from node.files.disk import DiskFileSystem
 from node.files.layout import ROOT_MARKER
@@ -223,6 +222,6 @@ def _old_entries(path: Path) -> Iterator[bytes]:
             logger.warning("the rest of the damaged log cannot be read: %s", error)
 
 
-def folder_exists(home: Home, folder: FolderId) -> bool:
-    """True when this home has the folder already."""
-    return any(config.folder == folder for config in home.folders())
+def is_present(config: FolderConfig) -> bool:
+    """True when the folder's directory is there; one on an unplugged disk waits for it."""
+    return Path(config.path).is_dir()

@@ -65,7 +65,7 @@ class BlockExchange:
         self._fetcher = Fetcher(rank=lambda block: hash((salt, block)) & 0xFFFF)
         self._awaited: dict[BlockId, _Awaited] = {}
         self._outboxes: dict[tuple[DeviceId, bool], _Outbox] = {}
-        self._wanted = Bell()
+        self._changed = Bell()
         self.received_size = 0  # bytes of plaintext from peers, since the start
 
     def statistics(self) -> FetchStatistics:
@@ -101,7 +101,7 @@ class BlockExchange:
             awaited = self._awaited[ref.block] = _Awaited(ref)
         awaited.waiters += 1
         self._fetcher.want(ref.block, ref.length, priority)
-        self._wanted.ring()
+        self._changed.ring()
         try:
             await awaited.arrived.wait()
         finally:
@@ -114,12 +114,12 @@ class BlockExchange:
 
     async def serve(self) -> None:
         """Send out what was wanted since, and look after slow peers, until cancelled."""
-        seen = self._wanted.count
         while True:
             self._carry(self._fetcher.tick(trio.current_time()))
+            seen = self._changed.count
             at = self._fetcher.next_tick()
             with trio.move_on_at(float("inf") if at is None else at):
-                seen = await self._wanted.wait_past(seen)
+                await self._changed.wait_past(seen)
 
     async def run_wanter(self, connection: Connection) -> None:
         """Ask a member for blocks, over two streams, until the connection ends."""
@@ -160,9 +160,9 @@ class BlockExchange:
             case Block(request=request, block=block, sealed=sealed):
                 size = len(sealed)
                 effects = self._fetcher.received(peer, request, block, size, now=now)
+                self._carry(effects)
                 if effects and effects[0] == Deliver(block):
                     self._deliver(block, sealed)
-                self._carry(effects)
             case Missing(request=request, blocks=blocks):
                 self._carry(self._fetcher.missing(peer, request, blocks, now=now))
             case _:
@@ -183,6 +183,7 @@ class BlockExchange:
         awaited.arrived.set()
 
     def _carry(self, effects: Sequence[Effect]) -> None:
+        self._changed.ring()  # what is due next may be due sooner now
         for effect in effects:
             if isinstance(effect, Request):
                 outbox = self._outboxes[effect.peer, effect.urgent]

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import trio
-from discovery.candidates import Candidates
 
 from crdt.errors import PeerError, ShoalError
 from crdt.ids import DeviceId, FolderId
 from crdt.roster import InvitationState
+from discovery.candidates import Candidates
 from node.ports import Clock, Random
 from node.sync.admit import serve_join
 from node.sync.bell import Bell
@@ -26,10 +26,12 @@ from node.sync.engine import FolderEngine
 from node.sync.sessions import run_member
 from transport.identity import Identity
 from transport.link import Address, CloseCode, Connection, DialError, Link, LinkClosedError
+from transport.messages import VersionError
 
 logger = logging.getLogger("shoal.connections")
 
 DIALS_MAX: Final = 8  # at once
+SIMULTANEOUS_S: Final = 3.0  # two dials that began within this time may have crossed
 LOOK_EVERY_S: Final = 0.1  # at least between two looks at the candidates
 
 
@@ -39,6 +41,7 @@ class Live:
 
     connection: Connection
     dialler: DeviceId
+    since: float
 
 
 class Connections:
@@ -123,11 +126,14 @@ class Connections:
         dialler = self._identity.device if connection.dialled else peer
         known = self._live.get(peer)
         if known is not None:
-            if known.dialler < dialler:
+            # Nobody dials a device that it is connected to. So a connection beside one that has
+            # stood for a while says that the old one is dead, though we have not noticed yet.
+            fresh = trio.current_time() < known.since + SIMULTANEOUS_S
+            if fresh and known.dialler < dialler:
                 await connection.close(CloseCode.DUPLICATE, "another connection stays")
                 return
             await known.connection.close(CloseCode.DUPLICATE, "another connection stays")
-        live = self._live[peer] = Live(connection, dialler)
+        live = self._live[peer] = Live(connection, dialler, trio.current_time())
         self._candidates.up(peer)
         logger.info("connected to %s at %s", peer.short, connection.address)
         shared = {engine.folder.id: engine for engine in self._shared(peer)}
@@ -137,7 +143,9 @@ class Connections:
         except LinkClosedError as error:
             logger.info("connection to %s ended: %s", peer.short, error)
         except PeerError as error:
-            code, reason = CloseCode.PROTOCOL_ERROR, str(error)
+            wrong_version = isinstance(error, VersionError)
+            code = CloseCode.VERSION_MISMATCH if wrong_version else CloseCode.PROTOCOL_ERROR
+            reason = str(error)
             logger.warning(
                 "device %s broke the protocol and was disconnected: %s", peer.short, error
             )
@@ -157,8 +165,12 @@ class Connections:
                 await connection.close(code, reason)
             self.wake.ring()
 
-    def drop_strangers(self) -> None:
-        """Close connections to devices that are members of nothing any more."""
+    def roster_changed(self) -> None:
+        """Members changed: close connections to devices that are members of nothing any more, and
+        look again at addresses where we did not know each other.
+        """
+        self._candidates.roster_changed(trio.current_time())
+        self.wake.ring()
         for device, live in list(self._live.items()):
             if not self._shared(device):
                 trio.lowlevel.spawn_system_task(live.connection.close, CloseCode.NOT_A_MEMBER)
@@ -183,7 +195,8 @@ class Connections:
 
         def authorize(peer: DeviceId) -> CloseCode | None:
             met.append(peer)
-            return self._authorize_member(peer)
+            # Another address of a device that we are connected to already.
+            return CloseCode.DUPLICATE if peer in self._live else self._authorize_member(peer)
 
         try:
             connection = await self._link.dial(address, authorize=authorize)
@@ -200,6 +213,10 @@ class Connections:
         now, jitter = trio.current_time(), self._random.uniform(0.5, 1.5)
         if met and met[0] == self._identity.device:
             self._candidates.ours(address, now)
+        elif met and met[0] in self._live:
+            self._candidates.reached(address, met[0])
+        elif error.code in {CloseCode.DUPLICATE, CloseCode.SHUTTING_DOWN}:
+            self._candidates.failed(address, now, jitter)
         elif met or error.code is not None:
             self._candidates.refused(address, now, jitter)
         else:

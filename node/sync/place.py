@@ -37,7 +37,8 @@ def _record(folder: Folder, job: Job, outcome: Outcome) -> None:
             folder.disk.drop(job.item)
             folder.locations.drop(job.item)
         case Relocate():
-            assert row is not None and stat is not None
+            assert row is not None
+            assert stat is not None
             if row.ctime_ns == UNSURE:
                 stat = replace(stat, ctime_ns=UNSURE)  # a doubt about the content moves along
             if shown is None:
@@ -49,7 +50,8 @@ def _record(folder: Folder, job: Job, outcome: Outcome) -> None:
                 moved = replace(moved, revision=shown.revision)
             put_row(folder, moved, stat)
         case MakeDirectory() | Place() | SetMetadata():
-            assert shown is not None and stat is not None
+            assert shown is not None
+            assert stat is not None
             put_row(folder, _row_of(folder, job, shown, stat), stat)
             if job.assembled is not None:
                 folder.locations.replace(job.item, job.assembled.blocks)

@@ -163,9 +163,9 @@ class Scan:
                 self._missing.setdefault(row.item, row)
             for directory, child, is_new in await self._take(path, item, found):
                 stack.append((directory, child, None, is_new))
-            for row in found.same:
-                if row.kind is Kind.DIRECTORY and deep:
-                    stack.append((join(path, row.name), row.item, None, False))
+            if deep:
+                below = (row for row in found.same if row.kind is Kind.DIRECTORY)
+                stack += [(join(path, row.name), row.item, None, False) for row in below]
 
     def _rows(self, item: ItemId, listing: Listing) -> dict[str, DiskRow]:
         if listing.names is None:

@@ -99,5 +99,4 @@ async def _repair(engine: FolderEngine, items: list[ItemId]) -> set[ItemId]:
     with trio.move_on_after(REPAIR_TIMEOUT_S):
         while any(item in folder.pending for item in items):
             await engine.changed.wait_past(engine.changed.count)
-    repaired = {item for item in items if item not in folder.pending}
-    return repaired
+    return {item for item in items if item not in folder.pending}

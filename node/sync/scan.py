@@ -105,6 +105,7 @@ class Scan:
 
     async def paths(self, dirty: Iterable[str]) -> None:
         """Look at some paths; call `finish` when no more of them come."""
+        self._commit()  # what an earlier call found must be in the rows that this one compares with
         groups: dict[str, set[str]] = {}
         for path in dirty:
             directory, name = self._nearest_known(path)

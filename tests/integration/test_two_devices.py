@@ -105,7 +105,6 @@ class Story:
             *long_names(self.a),
         ]
         found = [name for name in needles if name.encode() in data]
-        found += [name for name in needles if name.encode("utf-16-le") in data]
         secrets = [SECRET_TEXT[:20], SECRET_BYTES[:24], SECRET_BYTES[-24:], b"copyright"]
         assert not [*found, *(secret for secret in secrets if secret in data)]
 
@@ -167,7 +166,7 @@ class Story:
         with self.listening("rename") as heard:
             self.a_to_b("renamed directory", lambda: (a / "python").rename(a / "snake"))
             self.anna.wait(devices=2)
-        (a / "snake").rename(a / "python")
+        self.a_to_b("renamed back", lambda: (a / "snake").rename(a / "python"))
         self.b_to_a("moved directories", moves)
         self.a_to_b("swapped directories", chain)
         assert heard.size < RENAME_WIRE_MAX, f"a rename took {heard.size} bytes"
@@ -276,7 +275,7 @@ class Story:
     def _one_way(self, what: str, act: Callable[[], object], root: Path, timeout_s: float) -> None:
         act()
         meant = snapshot(root)
-        self.equal(what, expected=lambda tree: tree == meant, timeout_s=timeout_s)
+        self.equal(what, expected=meant, timeout_s=timeout_s)
 
     def together(self, what: str, on_a: Callable[[], object], on_b: Callable[[], object]) -> None:
         """Both act in the same millisecond."""
@@ -298,7 +297,7 @@ class Story:
         self,
         what: str,
         *,
-        expected: Callable[[Tree], object],
+        expected: Tree | Callable[[Tree], object],
         timeout_s: float = STEP_TIMEOUT_S,
     ) -> Tree:
         began = time.monotonic()
@@ -425,7 +424,7 @@ def make_curiosities(root: Path) -> None:
 def long_names(root: Path) -> list[str]:
     """Names so long that they are in no packet by chance."""
     names = {name for _, names, files in os.walk(root / "python") for name in (*names, *files)}
-    return sorted(name for name in names if len(name) >= 12)[:300]
+    return sorted(name for name in names if len(name) >= 12)[::20]
 
 
 def replace(path: Path, text: str) -> None:

@@ -44,12 +44,21 @@ class Device:
 
     def up(self, *options: str) -> None:
         """`shoal up`, and wait for the line that says it is ready."""
-        self.start("up", str(self.directory), "--name", self.name, *self.options, *options)
+        self.start(
+            "up", str(self.directory), "--name", self.name, "--verbose", *self.options, *options
+        )
 
     def join(self, invitation: str, *options: str) -> None:
         """`shoal join`, and wait for the line that says it is ready."""
         self.start(
-            "join", invitation, str(self.directory), "--name", self.name, *self.options, *options
+            "join",
+            invitation,
+            str(self.directory),
+            "--name",
+            self.name,
+            "--verbose",
+            *self.options,
+            *options,
         )
 
     def start(self, *arguments: str) -> None:
@@ -71,7 +80,9 @@ class Device:
 
     def live(self, seconds: float) -> None:
         """`shoal up` for so long, counted from the start of the process, and SIGKILL."""
-        process = self._spawn("up", str(self.directory), "--name", self.name, *self.options)
+        process = self._spawn(
+            "up", str(self.directory), "--name", self.name, "--verbose", *self.options
+        )
         assert process.stdout is not None
         try:
             code = process.wait(seconds)

@@ -91,12 +91,12 @@ def differences(one: Tree, other: Tree) -> list[str]:
 
 
 def wait_until_equal(
-    *roots: Path, timeout_s: float = 60.0, expected: Callable[[Tree], object] | None = None
+    *roots: Path, timeout_s: float = 60.0, expected: Tree | Callable[[Tree], object] | None = None
 ) -> Tree:
     """Poll until all trees are equal, twice in a row; returns the tree.
 
-    With `expected`, also until it finds the tree to be what it should be: two trees may be equal
-    before anything has begun.
+    With `expected`, also until the tree is that one, or one that it finds as it should be: two trees
+    may be equal before anything has begun.
     """
     deadline = time.monotonic() + timeout_s
     last: list[str] = ["never looked"]
@@ -104,19 +104,26 @@ def wait_until_equal(
     while time.monotonic() < deadline:
         try:
             shots = [snapshot(root) for root in roots]
-            as_expected = expected is None or expected(shots[0])
+            unmet = _unmet(expected, shots[0])
         except OSError as error:
             last = [str(error)]
             equal_before = None
         else:
             last = [line for shot in shots[1:] for line in differences(shots[0], shot)]
-            if not last and not as_expected:
-                last = [f"equal, but not as expected: {path}" for path in shots[0]]
+            last = last or unmet
             if not last and equal_before == shots[0]:
                 return shots[0]
             equal_before = None if last else shots[0]
         pause(POLL_S)
     raise AssertionError(f"{len(last)} differences after {timeout_s} s:\n" + "\n".join(last[:30]))
+
+
+def _unmet(expected: Tree | Callable[[Tree], object] | None, tree: Tree) -> list[str]:
+    if expected is None:
+        return []
+    if isinstance(expected, dict):
+        return [f"equal, but not as meant: {line}" for line in differences(tree, expected)]
+    return [] if expected(tree) else [f"equal, but not as expected: {path}" for path in tree]
 
 
 def wait_for(what: Callable[[], object], *, timeout_s: float = 30.0, say: str = "") -> None:

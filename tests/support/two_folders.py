@@ -117,13 +117,13 @@ class Box:
 
     # --- steps ----------------------------------------------------------------------------------
 
-    async def scan(self, *paths: str) -> ScanReport:
-        """Scan some paths, or everything."""
+    def make_scan(self) -> Scan:
+        """A fresh run."""
 
         async def always() -> bool:
             return True
 
-        scan = Scan(
+        return Scan(
             self.folder,
             self.fs,
             InlineThreads(),
@@ -131,6 +131,10 @@ class Box:
             ignored=lambda path, _: path.split("/")[0] == ".shoal",
             may_delete=always,
         )
+
+    async def scan(self, *paths: str) -> ScanReport:
+        """Scan some paths, or everything."""
+        scan = self.make_scan()
         if not paths:
             return await scan.everything()
         await scan.paths(paths)

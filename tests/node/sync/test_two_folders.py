@@ -155,3 +155,16 @@ def person(box: Box, chance: random.Random) -> None:
             for path in sorted(tree, reverse=True):
                 if path == existing or path.startswith(existing + "/"):
                     (box.fs.rmdir if tree[path] is None else box.fs.unlink)(path)
+
+
+async def test_a_new_file_that_changes_within_one_scan_run_is_one_item() -> None:
+    # Found by killing nodes at random: two visits to one path before a commit made two items.
+    a, b = boxes(2)
+    a.fs.write_file("f", b"first")
+    scan = a.make_scan()
+    await scan.paths(["f"])
+    a.fs.write_file("f", b"second")
+    await scan.paths(["f"])
+    await scan.finish()
+    await settle_all(a, b)
+    assert b.tree() == {"f": b"second"}

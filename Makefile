@@ -9,7 +9,8 @@ STAMP := .venv/installed
 FOLDER := $(patsubst ~/%,$(HOME)/%,$(DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test test-fast check format types lock clean
+.PHONY: help install up demo test test-fast format lock clean
+.PHONY: check check-format check-lint check-types check-imports
 
 help:
 	@echo 'make up DIR=~/Shoal   run a node on a folder (OPTIONS="--no-lan" adds options)'
@@ -41,14 +42,19 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -q -m 'not slow' $(TESTS)
 
-types: $(STAMP)
+check: check-format check-lint check-types check-imports test-fast
+
+check-format: $(STAMP)
+	$(BIN)/ruff format --check .
+
+check-lint: $(STAMP)
+	$(BIN)/ruff check .
+
+check-types: $(STAMP)
 	$(BIN)/python -m mypy
 
-check: types
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+check-imports: $(STAMP)
 	$(BIN)/lint-imports
-	$(MAKE) --no-print-directory test-fast
 
 format: $(STAMP)
 	$(BIN)/ruff format .

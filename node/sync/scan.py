@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import trio
@@ -189,16 +189,12 @@ class Scan:
         """Record what `found` shows; returns the directories to walk: path, item, is new."""
         below: list[tuple[str, ItemId, bool]] = []
         candidates: list[Candidate] = []
+        # Moves first: what lies at a place that something moved away from is new, not changed.
         for row, stat in found.changed:
             place = join(path, row.name)
             if row.inode != stat.inode and await self._is_move(stat, row, place) is not None:
                 self._missing.setdefault(row.item, row)
                 found.new.append((row.name, stat))
-            elif row.kind is Kind.DIRECTORY:
-                self._batch.append(Touched(row, stat))
-                below.append((place, row.item, False))
-            else:
-                candidates.append(Candidate(place, parent, row.name, stat, row))
         for name, stat in found.new:
             place = join(path, name)
             source = await self._is_move(stat, None, place)
@@ -206,16 +202,49 @@ class Scan:
                 self._take_move(source, parent, name, stat)
                 if source.kind is Kind.DIRECTORY:
                     below.append((place, source.item, False))
-            elif stat.kind is StatKind.DIRECTORY:
-                item = self._folder.directory_item(parent, name)
-                self._batch.append(Created(item, parent, name, described_directory(stat)))
-                below.append((place, item, True))
             else:
-                candidates.append(Candidate(place, parent, name, stat, None))
+                self._take_new(Candidate(place, parent, name, stat, None), below, candidates)
+        replaced = {name for name, _ in found.new}
+        for row, stat in found.changed:
+            candidate = Candidate(join(path, row.name), parent, row.name, stat, row)
+            if row.name in replaced:
+                continue
+            if row.item in self._moved:
+                self._take_new(replace(candidate, row=None), below, candidates)
+            elif row.kind is Kind.DIRECTORY:
+                self._batch.append(Touched(row, stat))
+                below.append((candidate.path, row.item, False))
+            else:
+                candidates.append(candidate)
         await self._read(candidates)
         return below
 
+    def _take_new(
+        self,
+        candidate: Candidate,
+        below: list[tuple[str, ItemId, bool]],
+        candidates: list[Candidate],
+    ) -> None:
+        if candidate.stat.kind is not StatKind.DIRECTORY:
+            candidates.append(candidate)
+            return
+        item = self._folder.directory_item(candidate.parent, candidate.name)
+        described = described_directory(candidate.stat)
+        self._batch.append(Created(item, candidate.parent, candidate.name, described))
+        below.append((candidate.path, item, True))
+
     def _take_move(self, source: DiskRow, parent: ItemId, name: str, stat: Stat) -> None:
+        stale = [
+            seen
+            for seen in self._batch
+            if isinstance(seen, Edited | Touched) and seen.row.item == source.item
+        ]
+        if stale:
+            # Its old place was looked at first, and what lies there was taken for an edit of it.
+            self._batch = [seen for seen in self._batch if seen not in stale]
+            old = self._folder.disk.path(source.item)
+            if old is not None:
+                self.report.retry.add(old)
         self._moved.add(source.item)
         self._missing.pop(source.item, None)
         self._batch.append(Moved(source, parent, name, stat))
@@ -277,7 +306,7 @@ class Scan:
 
     async def _take_described(self, candidate: Candidate, described: Described) -> None:
         row, stat = candidate.row, described.stat
-        if row is not None:
+        if row is not None and row.item not in self._moved:
             same = (row.digest, row.mtime_ns, row.executable)
             now = (described.digest, stat.mtime_ns, stat.executable)
             self._batch.append(Touched(row, stat) if same == now else Edited(row, described))

@@ -190,10 +190,10 @@ def _record(folder: Folder, seen: Observed, item: ItemId) -> None:
             folder.disk.drop(seen.row.item)
             _put_described(folder, item, row.parent, row.name, seen.described)
         case Moved():
-            parent = folder.tree.representative(seen.parent)
             if item != seen.row.item:
                 folder.disk.rekey(seen.row.item, item)
-            row = replace(seen.row.moved(parent, seen.name), item=item)
+            # The parent is the directory on this disk, even where the view unites it with another.
+            row = replace(seen.row.moved(seen.parent, seen.name), item=item)
             row = replace(row, revision=_agreed_revision(folder, row, folder.tree.row(item)))
             # A rename hides in the ctime whether the content changed too: the next scan reads it.
             put_row(folder, row, replace(seen.stat, ctime_ns=UNSURE))
@@ -212,7 +212,7 @@ def _put_described(
     draft, stat = described.draft, described.stat
     row = DiskRow(
         item=item,
-        parent=folder.tree.representative(parent),
+        parent=parent,
         name=name,
         kind=draft.kind,
         version=_version_on_disk(folder, item, described),

@@ -1,22 +1,33 @@
 """Turns what a person did into slot writes: the writes of one entry.
 
-A device writes only its own slots, and each write carries the whole new slot. What makes that safe
-is one rule: **before this device's new version of an item dominates a head that is not what the
-person acted on, that head is written into its derived item, in the same entry** (*materialised*).
-That holds for the other heads of a conflict, and for this device's own older content, which its
-new slot would overwrite: own counters are dominated without being named.
+A device writes only its own slots, and each write carries the whole new slot. Four rules make that
+safe; the properties of `tests/crdt/test_histories.py` hold them.
 
-A rename keeps the own content only while it is still a head, and never copies another device's
-content in: that would overwrite a concurrent edit of our own.
+1. **What vanishes is kept.** If this device's new version of an item makes a head vanish that is
+   not what the person acted on, that head is written into its derived item, in the same entry
+   (*materialised*). It is not enough to look at the heads that the new version names: own counters
+   are covered without being named, so own older content and touches of it would go too.
+2. **A new version covers this device's last one.** Else what that one had covered would come back
+   as a head when it is overwritten. What was replaced once stays replaced.
+3. A rename keeps the own content only while no other version has seen it, and never copies another
+   device's content in: that would overwrite a concurrent edit of our own.
+4. An edit of an item that is deleted replaces all that was deleted.
+
+An action on an item that has neither slots nor a row does nothing: a virtual copy that lay on the
+disk, and whose content somebody replaced meanwhile. An edit of one gives it slots.
+
+Pure; an instance belongs to one entry. Failure: nothing raises but our own bugs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
 
-from crdt.heads import Slots, derived_id, heads, maximal
+from crdt.heads import Slots, derived_id, heads, maximal, placements, self_alive
 from crdt.ids import RECOVERED, ROOT, DeviceId, ItemId
+from crdt.naming import suffixed_names
 from crdt.slot import (
     PLACEMENTS_MAX,
     Content,
@@ -27,7 +38,7 @@ from crdt.slot import (
     content_body,
     content_digest,
 )
-from crdt.tree import RECOVERED_NAME, TreeReader, ViewRow
+from crdt.tree import RECOVERED_NAME, TreeReader
 from crdt.version_vector import EMPTY, VersionVector
 
 
@@ -50,19 +61,25 @@ class Draft:
         return content_digest(self.kind, self.size, body)
 
 
+_A_DIRECTORY: Final = Draft(Kind.DIRECTORY)
+
+
 class Writer:
     """Collects the slot writes of one entry of `device`, whose seq is `counter`.
 
     Items are named as the view shows them: a representative, or a virtual copy. Several actions on
-    one item make one write.
+    one item make one write; of several edits of one item, the last one stands.
     """
 
     def __init__(self, tree: TreeReader, *, device: DeviceId, counter: int, lamport: int) -> None:
+        """`lamport` is above every one in the tree."""
         self._tree = tree
         self._device = device
         self._counter = counter
         self._lamport = lamport
+        self._known: dict[ItemId, Slots] = {}  # read from the tree, which stays as it is
         self._writes: dict[ItemId, Slot] = {}
+        self._replaced: set[tuple[ItemId, VersionVector]] = set()  # by these very actions
 
     @property
     def writes(self) -> list[tuple[ItemId, Slot]]:
@@ -77,100 +94,100 @@ class Writer:
         self._put(item, content=self._content(draft, EMPTY, None))
         self._place(item, parent, name)
 
-    def edit(self, item: ItemId, draft: Draft, *, base: VersionVector) -> None:
-        """Other content, made from the version `base`, which is what the person saw."""
-        item = self._real(item)
+    def edit(
+        self,
+        item: ItemId,
+        draft: Draft,
+        *,
+        base: VersionVector,
+        place: tuple[ItemId, str] | None = None,
+    ) -> None:
+        """Other content, made from the version `base`, which is what the person saw.
+
+        `place` is where it lies on the person's disk, for an item that has no place yet.
+        """
+        self._real(item)
         slots = self._slots(item)
-        shown = heads(slots)
-        version = base
-        if shown and shown[0].version == base:
-            for head in maximal(slots):
-                version |= head.version
-        content = self._content(draft, version, _with_version(slots, base))
-        self._keep_dominated(item, content.version, base)
+        seen = self._with_version(item, base)
+        content = self._content(draft, self._edited_version(slots, draft, base, seen), seen)
+        self._keep_vanishing(item, content, base, seen)
         self._put(item, content=content, revive=True)
         self._delete_twins(item)
+        if place is not None and not placements(self._slots(item)):
+            self._place(item, *place)
 
     def move(self, item: ItemId, parent: ItemId, name: str) -> None:
         """Another place for an item and all that it unites."""
-        item = self._real(item)
-        members = self._tree.members(item)
-        for member in members:
-            self.resolve(member)
-            self._place(member, parent, name)
+        self._real(item)
+        for member in self._members(item):
+            if member != parent:  # seen apart, united meanwhile: the parent stays
+                self._resolve(member)
+                self._place(member, parent, name)
 
     def delete(self, item: ItemId) -> None:
         """The person, having seen all of the item as it now is, removed it and all it unites."""
-        item = self._real(item)
-        for member in self._tree.members(item):
-            self.resolve(member)
+        self._real(item)
+        for member in self._members(item):
+            self._resolve(member)
             self._delete(member)
 
     def resolve(self, item: ItemId) -> None:
-        """Make the item's virtual copies items of their own."""
-        slots = self._slots(item)
-        shown = heads(slots)
-        if len(shown) < 2:
-            return
-        winner, version = shown[0], EMPTY
-        for head in maximal(slots):
-            version |= head.version
-        version = version.with_counter(self._device, self._counter)
-        self._keep_dominated(item, version, winner.version)
-        self._put(
-            item,
-            content=Content(
-                version=version,
-                device=self._device,
-                lamport=self._lamport,
-                kind=winner.kind,
-                origin=winner.origin,
-                size=winner.size,
-                mtime_ns=winner.mtime_ns,
-                executable=winner.executable,
-                inline=winner.inline,
-                manifest=winner.manifest,
-                target=winner.target,
-            ),
-        )
+        """Make the virtual copies of the item (or of the one that this is a copy of) real."""
+        row = self._tree.row(item)
+        of = item if row is None or row.copy_of is None else row.copy_of
+        for member in self._members(of):
+            self._resolve(member)
 
     # --- what the actions are made of -----------------------------------------------------------
 
     def _slots(self, item: ItemId) -> Slots:
         """The item's slots, as they are after the writes so far."""
-        slots = self._tree.slots(item)
+        slots = self._before(item)
         own = self._writes.get(item)
         return slots if own is None else {**slots, self._device: own}
+
+    def _before(self, item: ItemId) -> Slots:
+        slots = self._known.get(item)
+        if slots is None:
+            slots = self._known[item] = self._tree.slots(item)
+        return slots
+
+    def _members(self, item: ItemId) -> Iterable[ItemId]:
+        """All that an item stands for and that has slots."""
+        return [member for member in self._tree.members(item) if self._slots(member)]
 
     def _put(
         self,
         item: ItemId,
         *,
         content: Content | None = None,
-        placements: tuple[Placement, ...] | None = None,
+        places: tuple[Placement, ...] | None = None,
         deleted: VersionVector | None = None,
         revive: bool = False,
     ) -> None:
-        """Write our slot of `item`: what is not given stays, a content only while it is a head."""
+        """Write our slot of `item`: what is not given stays, a content only while none saw it."""
         slots = self._slots(item)
         own = slots.get(self._device)
         if content is None and own is not None and own.content in maximal(slots):
             content = own.content
         self._writes[item] = Slot(
             counter=self._counter,
-            placements=own.placements if placements is None and own else placements or (),
+            placements=own.placements if places is None and own else places or (),
             content=content,
             deleted=own.deleted if deleted is None and own and not revive else deleted,
         )
 
     def _place(self, item: ItemId, parent: ItemId, name: str) -> None:
-        parent = self._real(parent) if parent != ROOT else ROOT
+        if parent != ROOT:
+            self._real(parent)
         own = self._slots(item).get(self._device)
-        older = tuple(
-            p for p in (own.placements if own is not None else ()) if p.lamport < self._lamport
+        older = tuple(  # falling back to the same parent would break no cycle
+            p
+            for p in (own.placements if own is not None else ())
+            if p.lamport < self._lamport and p.parent != parent
         )
         new = Placement(self._lamport, parent, name)
-        self._put(item, placements=(new, *older)[:PLACEMENTS_MAX])
+        self._put(item, places=(new, *older)[:PLACEMENTS_MAX])
 
     def _content(self, draft: Draft, version: VersionVector, base: Content | None) -> Content:
         same = base is not None and base.digest == draft.digest
@@ -188,43 +205,101 @@ class Writer:
             target=draft.target,
         )
 
-    def _keep_dominated(self, item: ItemId, version: VersionVector, base: VersionVector) -> None:
-        """Materialise every head but `base` that `version` is about to dominate."""
-        names = {row.item: row for row in self._copies(item)}
-        for head in heads(self._slots(item)):
-            if head.version == base or not version.dominates(head.version):
-                continue
-            if head.version.covers(self._device, self._counter):
-                continue  # written by an earlier action of this very entry
-            derived = derived_id(item, head.version)
-            if self._slots(derived):
-                continue  # somebody did so already
-            self._materialise(item, derived, head, names.get(derived))
+    def _with_version(self, item: ItemId, version: VersionVector) -> Content | None:
+        """The content `version`, if a slot holds it, or held it before this entry."""
+        for slots in (self._slots(item), self._before(item)):
+            for slot in slots.values():
+                if slot.content is not None and slot.content.version == version:
+                    return slot.content
+        return None
 
-    def _copies(self, item: ItemId) -> Iterator[ViewRow]:
-        for head in heads(self._tree.slots(item))[1:]:
-            row = self._tree.row(derived_id(item, head.version))
-            if row is not None:
-                yield row
+    def _edited_version(
+        self, slots: Slots, draft: Draft, base: VersionVector, seen: Content | None
+    ) -> VersionVector:
+        """What an edit of `base` has seen: its base, this device's last version (rule 2), and all
+        there is if the person saw the winner, or if there is nothing to keep (rule 4).
+        """
+        version, shown = base, heads(slots)
+        own = slots.get(self._device)
+        if own is not None and own.content is not None:
+            version |= own.content.version
+        if shown and (
+            shown[0].version == base
+            or (seen is not None and seen.digest == shown[0].digest)
+            or draft.kind is Kind.DIRECTORY
+            or not self_alive(slots)
+        ):
+            for content in maximal(slots):
+                version |= content.version
+        return version
 
-    def _materialise(
-        self, item: ItemId, derived: ItemId, head: Content, copy: ViewRow | None
+    def _resolve(self, item: ItemId) -> None:
+        """Give the winner a version that has seen all heads, each other one an item of its own."""
+        slots = self._slots(item)
+        shown = heads(slots)
+        if len(shown) < 2 or not self_alive(slots):
+            return
+        version = EMPTY
+        for content in maximal(slots):
+            version |= content.version
+        for loser in shown[1:]:
+            self._materialise(item, loser)
+        version = version.with_counter(self._device, self._counter)
+        resolved = replace(shown[0], version=version, device=self._device, lamport=self._lamport)
+        self._put(item, content=resolved)
+
+    def _keep_vanishing(
+        self, item: ItemId, content: Content, base: VersionVector, seen: Content | None
     ) -> None:
-        shown = copy or self._tree.row(self._tree.representative(item))
-        parent = shown.parent if shown is not None else RECOVERED
-        name = shown.name if shown is not None else derived.hex()
+        """Materialise each head, other than what the person saw, that `content` will push out."""
+        slots = self._slots(item)
+        if content.kind is Kind.DIRECTORY or not self_alive(slots):
+            return
+        self._replaced.add((item, base))
+        shown = heads({**slots, self._device: Slot(counter=self._counter, content=content)})
+        left = {head.digest for head in shown}
+        before = {head.version: head for head in (*heads(self._before(item)), *heads(slots))}
+        for head in before.values():
+            if head.version.covers(self._device, self._counter):
+                continue  # an earlier edit of this very entry
+            if seen is not None and head.digest == seen.digest:
+                self._replaced.add((item, head.version))
+            if head.digest not in left and (item, head.version) not in self._replaced:
+                self._materialise(item, head)
+
+    def _materialise(self, item: ItemId, head: Content) -> None:
+        """Give the derived item of a head slots of its own, where it is shown or would be."""
+        derived = derived_id(item, head.version)
+        if self._slots(derived):
+            return  # somebody did so already
+        parent, name = self._place_of_copy(item, derived, head)
         self._writes[derived] = Slot(counter=self._counter, content=head)
         self._place(derived, parent, name)
 
-    def _real(self, item: ItemId) -> ItemId:
+    def _place_of_copy(self, item: ItemId, derived: ItemId, head: Content) -> tuple[ItemId, str]:
+        copy = self._tree.row(derived)
+        if copy is not None:
+            return copy.parent, copy.name
+        shown = self._tree.row(self._tree.representative(item))
+        if shown is None:  # only a living item gets here, and what lives is shown
+            return RECOVERED, derived.hex()
+        given = {p.name for slot in self._writes.values() for p in slot.placements[:1]}
+        for name in suffixed_names(shown.name, derived, head):
+            if name not in given and self._tree.child(shown.parent, name) is None:
+                return shown.parent, name
+        raise AssertionError("names never end")
+
+    def _real(self, item: ItemId) -> None:
         """Give a virtual item slots of its own, so that it can be acted on."""
-        if item == RECOVERED and not self._slots(RECOVERED):
-            self._put(RECOVERED, content=self._content(Draft(Kind.DIRECTORY), EMPTY, None))
-            self._put(RECOVERED, placements=(Placement(self._lamport, ROOT, RECOVERED_NAME),))
+        if self._slots(item):
+            return
+        if item == RECOVERED:
+            self._put(item, content=self._content(_A_DIRECTORY, EMPTY, None))
+            self._put(item, places=(Placement(self._lamport, ROOT, RECOVERED_NAME),))
         row = self._tree.row(item)
-        if row is not None and row.copy_of is not None and not self._slots(item):
-            self.resolve(row.copy_of)
-        return item
+        if row is not None and row.copy_of is not None:
+            self._materialise(row.copy_of, row.content)
+            self._resolve(row.copy_of)
 
     def _delete(self, item: ItemId) -> None:
         counters = {device: slot.counter for device, slot in self._slots(item).items()}
@@ -233,14 +308,7 @@ class Writer:
     def _delete_twins(self, item: ItemId) -> None:
         row = self._tree.row(item)
         if row is not None and row.content.kind is not Kind.DIRECTORY:
-            for twin in self._tree.members(item):
+            for twin in self._members(item):
                 if twin != item:
-                    self.resolve(twin)
+                    self._resolve(twin)
                     self._delete(twin)
-
-
-def _with_version(slots: Mapping[DeviceId, Slot], version: VersionVector) -> Content | None:
-    for slot in slots.values():
-        if slot.content is not None and slot.content.version == version:
-            return slot.content
-    return None

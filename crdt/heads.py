@@ -100,11 +100,15 @@ def _rank(content: Content) -> tuple[object, ...]:
 
 
 def self_alive(slots: Slots) -> bool:
-    """True unless some slot's deletion had seen every slot of the item as it now is."""
+    """True while some slot says what nobody who deleted the item had seen.
+
+    Every slot must have been seen by *some* deleter, not all of them by one: else two devices that
+    delete an item at once would bring it back, each by the write that deletes it.
+    """
     if not any(slot.content is not None for slot in slots.values()):
         return False
-    return not any(
-        slot.deleted is not None
-        and all(slot.deleted.covers(device, other.counter) for device, other in slots.items())
-        for slot in slots.values()
+    deletions = [slot.deleted for slot in slots.values() if slot.deleted is not None]
+    return not deletions or not all(
+        any(seen.covers(device, slot.counter) for seen in deletions)
+        for device, slot in slots.items()
     )

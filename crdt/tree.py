@@ -8,8 +8,9 @@ The index keeps the same view incrementally (`node.index.view`), and tests hold 
    has one parent never share a member, so breaking one leaves the others as they are, and the
    order of breaking does not matter (after Wallace, *CRDT: Mutable Tree Hierarchy*). A parent that
    nobody knows, or that is no directory, counts as `Recovered/`.
-2. *Life.* An item lives unless a deletion has seen all its slots (`crdt.heads.self_alive`); a
-   directory also lives while anything in it does.
+2. *Life.* An item lives unless each of its slots was seen by a deletion (`crdt.heads.self_alive`;
+   not all by one: deleting twice at once deletes); a directory also lives while anything in it
+   does.
 3. *Content.* The winner among the heads shows under the item's name, every other head as a virtual
    copy, until somebody acts and it becomes an item of its own.
 4. *Names.* Directories of one name in one directory are one, with united children. A directory

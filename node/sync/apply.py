@@ -74,7 +74,7 @@ class Round:
     starved: int = 0  # files that wait for a free place among the assemblies
     jobs: list[Job] = field(default_factory=list)
     moves: list[Job] = field(default_factory=list)  # of directories: one at a time
-    blocked: list[tuple[ItemId, DiskRow]] = field(default_factory=list)  # target taken by the row
+    blocked: list[DiskRow] = field(default_factory=list)  # they lie where something else belongs
 
     @property
     def size(self) -> int:
@@ -249,8 +249,7 @@ class Apply:
             if self._same_thing(occupant, shown):
                 self._hand_over(occupant, item)
             return False
-        if row is not None:
-            found.blocked.append((item, occupant))
+        found.blocked.append(occupant)
         return False
 
     def _same_thing(self, row: DiskRow, shown: ViewRow) -> bool:
@@ -337,14 +336,14 @@ class Apply:
 
     # --- carrying out ---------------------------------------------------------------------------
 
-    def _park(self, blocked: Iterable[tuple[ItemId, DiskRow]]) -> list[Job]:
-        """Break a permutation of places: move one of its members out of the way."""
-        stuck = {item for item, _ in blocked}
-        for _item, occupant in blocked:
-            source = self._folder.disk.path(occupant.item)
-            if occupant.item in stuck and source is not None:
-                target = f".shoal/tmp/{occupant.item.hex()}.parked"
-                return [Job(occupant.item, None, occupant, Relocate(source, target, occupant))]
+    def _park(self, blocked: Iterable[DiskRow]) -> list[Job]:
+        """Nothing can be done while places are permuted: move one item out of the way."""
+        for occupant in blocked:
+            item = occupant.item
+            source = self._folder.disk.path(item)
+            if item in self._folder.pending and item not in self.waiting and source is not None:
+                target = f".shoal/tmp/{item.hex()}.parked"
+                return [Job(item, None, occupant, Relocate(source, target, occupant))]
         return []
 
     async def _carry_out(self, batch: list[Job]) -> None:

@@ -3,7 +3,7 @@
 Pure. A message has one wire form, a canonical msgpack map; `from_wire` raises ValueError on a
 missing field, a field of another type or one out of bounds, and leaves fields that it does not know
 aside (a newer version may add some). Entries and sealed blocks are opaque bytes here. How messages
-become bytes of a stream is `transport.frames`; docs/protocol-frames.md lists them all.
+become bytes of a stream is `transport.frames`; docs/protocol.md lists them all.
 
 The first message on a stream says what the stream is for: `Hello` a folder's control stream,
 `OpenBlocks` a block stream, `Join` a join stream.

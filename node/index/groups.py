@@ -212,13 +212,15 @@ class Groups:
                 self._lift(child)
 
     def _living_children(self, record: Record) -> list[Record]:
+        """What lies in a directory, except what is yet to be filed anyway."""
         item = record.item
         found = dict(self._arrived.get(item, {}))
         if record.stored is not None:
             if record.stored.face is None:
-                found |= dict.fromkeys(self._records.ask(CHILDREN_TOGETHER, item, item))
+                here = self._records.ask(CHILDREN_TOGETHER, item, item)
             else:
-                found |= dict.fromkeys(self._records.ask(CHILDREN_APART, item))
+                here = self._records.ask(CHILDREN_APART, item)
+            found |= dict.fromkeys(here)
         return [child for child in found if child.alive and child.parent == item]
 
     def _keep(self, record: Record) -> None:
@@ -253,12 +255,12 @@ class Groups:
                 continue
             if loser.state != NAMELESS and loser.state not in _LOST:
                 continue
-            for again in self._rename(loser, directory):
-                heapq.heappush(pending, again)
+            robbed = self._rename(loser, directory)
+            if robbed is not None:
+                heapq.heappush(pending, robbed.item)
 
-    def _rename(self, loser: Record, directory: ItemId) -> list[ItemId]:
-        """Give a loser the first free name. Returns later losers that this concerns."""
-        old, concerned = loser.shown, []
+    def _rename(self, loser: Record, directory: ItemId) -> Record | None:
+        """Give a loser the first free name. Returns the later loser that had it until now."""
         names = suffixed_names(loser.name, loser.item, self._records.content(loser))
         for attempt, name in enumerate(names):
             if self._group((directory, name)):
@@ -266,15 +268,13 @@ class Groups:
             other = self._holder((directory, name))
             if other is not None and other.item < loser.item:
                 continue
-            if other is not None and other is not loser:
-                other.state, other.shown = NAMELESS, None
-                concerned.append(other.item)
             loser.state, loser.shown = SUFFIXED_ON if attempt else SUFFIXED, name
             self._holders[directory, name] = loser
-            break
-        if old is not None and old != loser.shown:
-            concerned += [item for item in self._demoted(directory) if item > loser.item]
-        return concerned
+            if other is None or other is loser:
+                return None
+            other.state, other.shown = NAMELESS, None
+            return other
+        raise AssertionError("names never run out")
 
     def _holder(self, key: _Key) -> Record | None:
         """The loser that now has a name."""

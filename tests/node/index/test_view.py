@@ -225,7 +225,7 @@ class Device:
     def _act_once(self, writer: Writer, rows: list[ViewRow]) -> None:
         pick = self.random.choice
         row = pick(rows) if rows else None
-        action = pick(("create", "create", "edit", "move", "move", "delete", "resolve"))
+        action = pick(("create", "edit", "edit", "edit", "move", "move", "delete", "resolve"))
         if row is None or action == "create":
             kind = pick((Kind.FILE, Kind.FILE, Kind.DIRECTORY))
             item = ItemId(self.random.randbytes(16))
@@ -435,6 +435,28 @@ def test_every_reading_has_its_index(query: str, index: str) -> None:
     steps = [step for *_, step in plan]
     assert steps[0].replace("COVERING ", "") == f"SEARCH tree USING {index}"
     assert all(step.startswith("SEARCH slots USING INDEX") for step in steps[1:])
+
+
+def test_an_item_that_fell_back_returns_when_the_cycle_it_was_in_is_gone() -> None:
+    both = Both()
+    fallen = [Placement(9, fresh(2), "b"), Placement(1, ROOT, "a")]
+    both.apply([(fresh(1), DEVICES[0], Slot(1, tuple(fallen), content(1, None)))])
+    both.apply([put(fresh(2), fresh(1), "c", 2)])
+    assert both.index.path(fresh(1)) == "a"
+    both.apply([put(fresh(2), fresh(1), "c", 3, b"no directory any more")])
+    assert both.index.path(fresh(1)) == "Recovered/b"
+
+
+def test_what_arrives_while_a_union_above_breaks_up_is_shown_where_it_lies() -> None:
+    both = Both()
+    upper, below = (fresh(11), fresh(12)), (fresh(22), fresh(21))
+    both.apply([put(item, ROOT, "u", 1) for item in upper])
+    both.apply([put(item, parent, "p", 2) for item, parent in zip(below, upper, strict=True)])
+    both.apply([put(fresh(31), ROOT, "x", 3), put(fresh(32), fresh(31), "y", 3)])
+    assert both.index.representative(below[0]) == below[1]  # for it has the lesser id
+    both.apply([put(upper[1], fresh(32), "u", 4), put(fresh(41), below[0], "new", 4, b"new")])
+    assert both.index.path(fresh(41)) == "u/p/new"
+    assert both.index.path(below[1]) == "x/y/u/p"
 
 
 def test_a_rollback_leaves_nothing_behind() -> None:

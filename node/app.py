@@ -73,16 +73,23 @@ def run_join(options: JoinOptions, reporter: Reporter) -> None:
 
 
 class LogLines(logging.Handler):
-    """Keeps the newest lines for `shoal logs`."""
+    """Keeps the newest lines for `shoal logs`, and tells whoever follows them."""
 
-    def __init__(self) -> None:
+    def __init__(self, events: EventBus) -> None:
         super().__init__(logging.INFO)
+        self._events = events
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self.lines: deque[str] = deque(maxlen=LOG_LINES_MAX)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep one line."""
-        self.lines.append(self.format(record))
+        line = self.format(record)
+        self.lines.append(line)
+        try:
+            trio.lowlevel.current_task()
+        except RuntimeError:
+            return  # from another thread; followers see it when they ask again
+        self._events.publish(Event("log", text=line))
 
 
 class Node:
@@ -97,7 +104,7 @@ class Node:
         self.threads = TrioThreads(THREADS_MAX)
         self.folders: dict[FolderId, OpenFolder] = {}
         self.events = EventBus()
-        self.log = LogLines()
+        self.log = LogLines(self.events)
         self.stop = trio.Event()
         self.listening: Address | None = None
         self.identity: Identity

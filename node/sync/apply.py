@@ -38,7 +38,7 @@ from node.sync.planner import Plan, plan_item
 logger = logging.getLogger("shoal.apply")
 
 ROUND_ITEMS_MAX: Final = 1_000  # jobs of one round; bounds a batch and its transaction
-STARVED_MAX: Final = 256  # files looked at in a round although no assembly is free for them
+STARVED_MAX: Final = 32  # files looked at in a round although no assembly is free for them
 ASSEMBLIES_MAX: Final = 128  # files being assembled at once; each holds at most a few blocks
 READY_SIZE_MAX: Final = 64 * 1024 * 1024  # bytes of assembled small files kept in memory
 RETRY_MIN_S: Final = 0.05
@@ -309,8 +309,8 @@ class Apply:
     ) -> None:
         if len(self._assembling) >= ASSEMBLIES_MAX or self._ready_size > READY_SIZE_MAX:
             found.starved += 1
-            del self._folder.pending[item]  # to the end: what needs no fetching goes first
-            self._folder.pending[item] = None
+            # To the end: what needs no fetching goes first.
+            self._folder.pending[item] = self._folder.pending.pop(item)
             return
         self._assembling.add(item)
         nursery.start_soon(self._assemble, item, shown.content)

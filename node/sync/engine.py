@@ -127,16 +127,8 @@ class FolderEngine:
         return "syncing" if self.folder.pending or behind else "in sync"
 
     def needs(self) -> Needs:
-        """How many files, and bytes of them, are still to come."""
-        files = size = 0
-        for item in list(self.folder.pending):
-            row = self.folder.tree.row(item)
-            if row is not None:
-                known = self.folder.disk.get(item)
-                files += 1
-                if known is None or known.digest != row.content.digest:
-                    size += row.content.size
-        return Needs(files, size)
+        """How many items need work, and how many bytes are still to come."""
+        return Needs(len(self.folder.pending), sum(self.folder.pending.values()))
 
     def in_sync(self, device: DeviceId) -> bool:
         """True when the device last said that its disk holds our current state."""

@@ -64,7 +64,7 @@ class Folder:
         self.tree = TreeIndex(database.connection)
         self.disk = DiskRows(database.connection)
         self.locations = Locations(database.connection)
-        self.pending: dict[ItemId, None] = {}  # items to look at, oldest first
+        self.pending: dict[ItemId, int] = {}  # items to work on -> bytes to come; oldest first
         self.advanced = Bell()  # rings when the log or `complete` grew
         self.work = Bell()  # rings when `pending` grew
         self._complete = EMPTY
@@ -156,7 +156,8 @@ class Folder:
         shown, row = self.tree.row(item), self.disk.get(item)
         plan = plan_item(shown, row, self.disk_name(shown))
         if plan.touches_disk:
-            self.pending[item] = None
+            arrives = shown is not None and (plan.create or plan.content)
+            self.pending[item] = shown.content.size if arrives and shown is not None else 0
             return
         self.pending.pop(item, None)
         if plan.note and shown is not None:

@@ -96,7 +96,7 @@ class Refuse:
 Verdict = Accept | Duplicate | Wait | Fork | Own | Aside | Refuse
 
 
-def judge(  # noqa: PLR0911 (a list of rules, each with its verdict)
+def judge(
     entry: Entry,
     *,
     positions: Mapping[DeviceId, LogPosition],
@@ -152,7 +152,7 @@ def _missing(entry: Entry, positions: Mapping[DeviceId, LogPosition]) -> Wait | 
     return Wait(VersionVector(missing), (blocker, missing[blocker]))
 
 
-def _judge_standing(entry: Entry, roster: Roster) -> Verdict:  # noqa: PLR0911 (as above)
+def _judge_standing(entry: Entry, roster: Roster) -> Verdict:
     """Rules 8 and 9: who wrote it, and whether the body fits."""
     header = entry.header
     ops: tuple[Op, ...] = ()

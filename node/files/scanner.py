@@ -21,13 +21,15 @@ from node.sync.planner import still_as_agreed
 class Listing:
     """What lies in one directory, or why we cannot say.
 
-    `names` is None when all of it was listed; otherwise only these names were looked at.
+    `names` is None when all of it was listed; otherwise only these names were looked at. `replaced`
+    means that another directory than the expected one lay there, so nothing was learned.
     """
 
     path: str
     entries: Mapping[str, Stat]
     names: frozenset[str] | None = None
     error: OSError | None = None
+    replaced: bool = False
 
 
 @dataclass(slots=True)
@@ -41,10 +43,30 @@ class Differences:
     unsyncable: list[tuple[str, str]] = field(default_factory=list)  # name, why
 
 
-def observe(fs: FileSystem, path: str, names: frozenset[str] | None) -> Listing:
+def observe(
+    fs: FileSystem, path: str, names: frozenset[str] | None, inode: int | None = None
+) -> Listing:
     """List `path`, or look at a few names in it; a name that seems gone is confirmed by a
     listing.
+
+    Args:
+        fs: The folder.
+        path: A directory in it.
+        names: What to look at; None for all.
+        inode: The directory that we mean, None for the root. People swap directories while we
+            look: what lies in another one says nothing about this one.
     """
+    try:
+        before = inode is None or fs.lstat(path).inode == inode
+        listing = _observe(fs, path, names)
+        if before and (inode is None or fs.lstat(path).inode == inode):
+            return listing
+    except OSError as error:
+        return Listing(path, {}, names, error)
+    return Listing(path, {}, names, replaced=True)
+
+
+def _observe(fs: FileSystem, path: str, names: frozenset[str] | None) -> Listing:
     try:
         if names is None:
             return Listing(path, {entry.name: entry.stat for entry in fs.scandir(path)})

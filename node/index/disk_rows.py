@@ -122,7 +122,8 @@ class DiskRows:
 
     def path(self, item: ItemId) -> str | None:
         """Where the item lies on this disk, `""` for the root; None when it or a parent does
-        not."""
+        not.
+        """
         names: list[str] = []
         while item != ROOT:
             if item == PARKED:

@@ -70,6 +70,16 @@ class Candidate:
     row: DiskRow | None
 
 
+@dataclass(frozen=True, slots=True)
+class Below:
+    """A directory to look at: what we take it for, and the inode by which it is that."""
+
+    path: str
+    item: ItemId
+    inode: int | None
+    is_new: bool = False
+
+
 class Scan:
     """One run over dirty paths or the whole folder."""
 
@@ -100,7 +110,7 @@ class Scan:
     async def everything(self) -> ScanReport:
         """Walk the whole folder."""
         self.report.full = True
-        await self._visit("", ROOT, names=None, deep=True, fresh=False)
+        await self._visit(Below("", ROOT, None), names=None, deep=True)
         return await self._finish()
 
     async def paths(self, dirty: Iterable[str]) -> None:
@@ -111,15 +121,13 @@ class Scan:
             directory, name = self._nearest_known(path)
             groups.setdefault(directory, set()).add(name)
         for directory in sorted(groups):
-            item = ROOT
+            below = Below("", ROOT, None)
             if directory:
                 row = self._folder.disk.resolve(directory)
                 if row is None or row.kind is not Kind.DIRECTORY:
                     continue  # it went while we looked elsewhere; its parent is dirty too
-                item = row.item
-            await self._visit(
-                directory, item, names=frozenset(groups[directory]), deep=False, fresh=False
-            )
+                below = Below(directory, row.item, row.inode)
+            await self._visit(below, names=frozenset(groups[directory]), deep=False)
 
     async def finish(self) -> ScanReport:
         """Commit what is left, deletions last."""
@@ -144,29 +152,31 @@ class Scan:
             parent = row.item
         return directory, parts[-1]
 
-    async def _visit(
-        self, path: str, item: ItemId, *, names: frozenset[str] | None, deep: bool, fresh: bool
-    ) -> None:
+    async def _visit(self, top: Below, *, names: frozenset[str] | None, deep: bool) -> None:
         """Compare one directory (or some names in it) and walk down where needed."""
-        stack = [(path, item, names, fresh)]
+        stack = [(top, names)]
         while stack:
-            path, item, names, fresh = stack.pop()
+            at, names = stack.pop()
+            path = at.path
             async with self._lock:
-                listing = await self._threads.run(observe, self._fs, path, names)
+                listing = await self._threads.run(observe, self._fs, path, names, at.inode)
             if listing.error is not None:
                 self._warn_listing(listing)
                 continue
-            rows = {} if fresh else self._rows(item, listing)
+            if listing.replaced:
+                self.report.retry |= {path, *(join(path, name) for name in names or ())}
+                continue
+            rows = {} if at.is_new else self._rows(at.item, listing)
             found = compare(listing, rows, self._ignored)
             for name, why in found.unsyncable:
                 self.report.warnings[join(path, name)] = f"not synced: {why}"
             for row in found.missing:
                 self._missing.setdefault(row.item, row)
-            for directory, child, is_new in await self._take(path, item, found):
-                stack.append((directory, child, None, is_new))
-            if deep:
-                below = (row for row in found.same if row.kind is Kind.DIRECTORY)
-                stack += [(join(path, row.name), row.item, None, False) for row in below]
+            stack += [(below, None) for below in await self._take(path, at.item, found)]
+            if deep or names is not None:
+                # One that was named is listed too: its hint may stand for what is in it.
+                same = (row for row in found.same if row.kind is Kind.DIRECTORY)
+                stack += [(Below(join(path, r.name), r.item, r.inode), None) for r in same]
 
     def _rows(self, item: ItemId, listing: Listing) -> dict[str, DiskRow]:
         if listing.names is None:
@@ -183,11 +193,9 @@ class Scan:
                 "nothing in it is taken for deleted"
             )
 
-    async def _take(
-        self, path: str, parent: ItemId, found: Differences
-    ) -> list[tuple[str, ItemId, bool]]:
-        """Record what `found` shows; returns the directories to walk: path, item, is new."""
-        below: list[tuple[str, ItemId, bool]] = []
+    async def _take(self, path: str, parent: ItemId, found: Differences) -> list[Below]:
+        """Record what `found` shows; returns the directories to walk."""
+        below: list[Below] = []
         candidates: list[Candidate] = []
         # Moves first: what lies at a place that something moved away from is new, not changed.
         for row, stat in found.changed:
@@ -201,7 +209,7 @@ class Scan:
             if source is not None:
                 self._take_move(source, parent, name, stat)
                 if source.kind is Kind.DIRECTORY:
-                    below.append((place, source.item, False))
+                    below.append(Below(place, source.item, stat.inode))
             else:
                 self._take_new(Candidate(place, parent, name, stat, None), below, candidates)
         replaced = {name for name, _ in found.new}
@@ -213,7 +221,7 @@ class Scan:
                 self._take_new(replace(candidate, row=None), below, candidates)
             elif row.kind is Kind.DIRECTORY:
                 self._batch.append(Touched(row, stat))
-                below.append((candidate.path, row.item, False))
+                below.append(Below(candidate.path, row.item, stat.inode))
             else:
                 candidates.append(candidate)
         await self._read(candidates)
@@ -222,7 +230,7 @@ class Scan:
     def _take_new(
         self,
         candidate: Candidate,
-        below: list[tuple[str, ItemId, bool]],
+        below: list[Below],
         candidates: list[Candidate],
     ) -> None:
         if candidate.stat.kind is not StatKind.DIRECTORY:
@@ -231,7 +239,7 @@ class Scan:
         item = self._folder.directory_item(candidate.parent, candidate.name)
         described = described_directory(candidate.stat)
         self._batch.append(Created(item, candidate.parent, candidate.name, described))
-        below.append((candidate.path, item, True))
+        below.append(Below(candidate.path, item, candidate.stat.inode, is_new=True))
 
     def _take_move(self, source: DiskRow, parent: ItemId, name: str, stat: Stat) -> None:
         stale = [
@@ -292,7 +300,9 @@ class Scan:
         jobs = [self._folder.reading_job(c.path, c.stat.kind, c.row) for c in group]
         results = await self._threads.run(describe_all, self._fs, jobs, self._folder.block_key)
         for candidate, result in zip(group, results, strict=True):
-            if isinstance(result, Described):
+            if isinstance(result, Described) and result.stat.inode != candidate.stat.inode:
+                self.report.retry.add(candidate.path)  # another file by now, maybe another item
+            elif isinstance(result, Described):
                 await self._take_described(candidate, result)
                 self.report.files += 1
                 self.report.bytes += result.stat.size

@@ -222,4 +222,3 @@ def exchange(*members: Box) -> None:
             for other in members:
                 if one is not other:
                     one.take_from(other)
-

@@ -29,7 +29,7 @@ from node.files.applier import MakeDirectory, Outcome, Place, Relocate, Remove, 
 from node.files.port import FileSystem, join
 from node.index.disk_rows import DiskRow
 from node.ports import Threads
-from node.sync.assemble import Assembled, Assembler
+from node.sync.assemble import Assembled, Assembler, swap_path
 from node.sync.bell import Bell
 from node.sync.folder import Folder
 from node.sync.place import record
@@ -292,7 +292,7 @@ class Apply:
             return
         if ready is not None:
             source = ready.source
-        temporary = ready.temporary if ready is not None else self._temporary_path(item)
+        temporary = ready.temporary if ready is not None else swap_path(item, content.digest)
         work = Place(
             target=path,
             temporary=temporary,
@@ -390,6 +390,3 @@ class Apply:
 
     def _history_path(self) -> str:
         return f".shoal/history/{self._folder.random.bytes(12).hex()}"
-
-    def _temporary_path(self, item: ItemId) -> str:
-        return f".shoal/tmp/{item.hex()}-{self._folder.random.bytes(4).hex()}.swap"

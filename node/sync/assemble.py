@@ -18,12 +18,16 @@ from crdt.ids import BlockId, ItemId
 from crdt.slot import BlockRef, Content
 from node.blocks.hashing import block_id
 from node.blocks.manifest import Walk
+from node.files.layout import TMP
 from node.files.port import FileSystem, WriteHandle
 from node.ports import Threads
 
 MEMORY_SIZE_MAX: Final = 1024 * 1024  # bytes; larger files are assembled on the disk
 WINDOW_BLOCKS: Final = 64  # blocks of one large file that are asked for at once
 WINDOW_SIZE: Final = 8 * 1024 * 1024  # bytes of them
+
+
+DIGEST_LENGTH: Final = 16  # hex digits of a content's digest in the names of temporary files
 
 
 class BlockSource(Protocol):
@@ -74,15 +78,15 @@ class Assembler:
             nodes[wanted.block] = data = await self._source.node(wanted)
             walk.feed(data)
         blocks += walk.blocks()
-        name = f".shoal/tmp/{item.hex()}-{content.digest.hex()[:16]}"
+        swap, part = swap_path(item, content.digest), part_path(item, content.digest)
         if content.size <= MEMORY_SIZE_MAX:
             data = await self._in_memory(blocks, content.size)
-            return Assembled(content.digest, data, f"{name}.swap", tuple(blocks), nodes)
-        await self._on_disk(f"{name}.part", blocks, content.size)
+            return Assembled(content.digest, data, swap, tuple(blocks), nodes)
+        await self._on_disk(part, blocks, content.size)
         # From here on the file is whole; after an exchange the same name holds what was displaced,
         # so it must never be taken for a part again.
-        await self._threads.run(_rename_over, self._fs, f"{name}.part", f"{name}.swap")
-        return Assembled(content.digest, None, f"{name}.swap", tuple(blocks), nodes)
+        await self._threads.run(_rename_over, self._fs, part, swap)
+        return Assembled(content.digest, None, swap, tuple(blocks), nodes)
 
     async def _in_memory(self, blocks: list[tuple[BlockRef, int]], size: int) -> bytes:
         if len(blocks) == 1:
@@ -127,6 +131,19 @@ class Assembler:
         finally:
             for limit in limits:
                 limit.release_on_behalf_of(token)
+
+
+def swap_path(item: ItemId, digest: bytes) -> str:
+    """Where whole new content waits for its exchange, and where what it displaced lies after it.
+
+    The name says what the content is before the exchange, so that after a crash one can tell.
+    """
+    return f"{TMP}/{item.hex()}-{digest.hex()[:DIGEST_LENGTH]}.swap"
+
+
+def part_path(item: ItemId, digest: bytes) -> str:
+    """Where a large content comes together."""
+    return f"{TMP}/{item.hex()}-{digest.hex()[:DIGEST_LENGTH]}.part"
 
 
 def _largest(blocks: list[tuple[BlockRef, int]]) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import trio
@@ -42,6 +42,7 @@ class Live:
     connection: Connection
     dialler: DeviceId
     since: float
+    ended: trio.Event = field(default_factory=trio.Event)
 
 
 class Connections:
@@ -124,8 +125,7 @@ class Connections:
         """Run the folders' sessions over a member's connection until it ends."""
         peer = connection.peer
         dialler = self._identity.device if connection.dialled else peer
-        known = self._live.get(peer)
-        if known is not None:
+        while (known := self._live.get(peer)) is not None:
             # Nobody dials a device that it is connected to. So a connection beside one that has
             # stood for a while says that the old one is dead, though we have not noticed yet.
             fresh = trio.current_time() < known.since + SIMULTANEOUS_S
@@ -133,6 +133,7 @@ class Connections:
                 await connection.close(CloseCode.DUPLICATE, "another connection stays")
                 return
             await known.connection.close(CloseCode.DUPLICATE, "another connection stays")
+            await known.ended.wait()  # its sessions must be gone before new ones take their place
         live = self._live[peer] = Live(connection, dialler, trio.current_time())
         self._candidates.up(peer)
         logger.info("connected to %s at %s", peer.short, connection.address)
@@ -154,6 +155,9 @@ class Connections:
         except ShoalError as error:
             code, reason = CloseCode.INTERNAL, "a local error"
             logger.warning("connection to %s closed: %s", peer.short, error)
+        except Exception:  # noqa: BLE001 - a bug in one session must not end the node
+            code, reason = CloseCode.INTERNAL, "a bug"
+            logger.exception("the session with %s failed", peer.short)
         finally:
             if self._live.get(peer) is live:
                 del self._live[peer]
@@ -161,6 +165,7 @@ class Connections:
                 self._candidates.down(peer, trio.current_time(), jitter)
                 for engine in shared.values():
                     engine.peer_gone(peer)
+            live.ended.set()
             with trio.CancelScope(shield=True):
                 await connection.close(code, reason)
             self.wake.ring()

@@ -177,7 +177,7 @@ class Folder:
     def look_at_all(self) -> None:
         """Compare every view row with its disk row: at the start, once."""
         with self.transaction():
-            self.look_at([shown.item for shown in self.tree.all_rows()])
+            self.look_at(self.tree.all_items())
             self.look_at(list(self.disk.all_items()))
         self.advanced.ring()
 

@@ -4,9 +4,10 @@
     *.swap     whole content before an exchange, or, after one, what it displaced
     *.parked   an item that waited for its place; its disk row is told where it lies
 
-A `*.swap` file may be the only copy of an edit made in the very moment of an exchange. So nothing
-here is deleted: what is not the content that the view wants goes to `.shoal/history`, and if no
-version of the item has these bytes, a copy is put beside the item, for the next scan to find.
+A `*.swap` file's name says what it held before the exchange; if it still holds that, it was only on
+its way in. If not, it is what was displaced, and may be the only copy of an edit made in the very
+moment of the exchange. So nothing here is deleted: known versions go to `.shoal/history`, and bytes
+that no version of the item has are put beside the item, for the next scan to find.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from crdt.errors import ShoalError
 from crdt.ids import ITEM_ID_SIZE, ItemId
 from node.files.port import FileSystem, StatKind, join
 from node.index.disk_rows import PARKED
-from node.sync.assemble import MEMORY_SIZE_MAX
+from node.sync.assemble import MEMORY_SIZE_MAX, part_path, swap_path
 from node.sync.commit import put_row
 from node.sync.describe import describe_all
 from node.sync.folder import Folder
@@ -66,19 +67,21 @@ def _recover_parked(folder: Folder, fs: FileSystem, item: ItemId, name: str) -> 
 
 def _recover_swap(folder: Folder, fs: FileSystem, item: ItemId | None, path: str) -> str | None:
     described = _describe(folder, fs, item, path)
-    shown = None if item is None else folder.tree.row(item)
+    history = join(HISTORY, folder.random.bytes(12).hex())
     if item is not None and described is not None:
-        if shown is not None and described.digest == shown.content.digest:
-            if shown.content.size > MEMORY_SIZE_MAX:
-                # Whole, but perhaps not exchanged yet: the transfer picks it up again.
-                part = f"{TMP}/{item.hex()}-{shown.content.digest.hex()[:16]}.part"
+        digest = described.digest
+        if path == swap_path(item, digest):
+            # What was to come, not what was displaced: it is in the log, or with whoever sent it.
+            shown = folder.tree.row(item)
+            large = shown is not None and shown.content.size > MEMORY_SIZE_MAX
+            if large and shown is not None and shown.content.digest == digest:
                 with contextlib.suppress(FileExistsError):
-                    fs.rename(path, part)
+                    fs.rename(path, part_path(item, digest))  # the transfer picks it up again
                     return None
-            fs.rename(path, join(HISTORY, folder.random.bytes(12).hex()))
+            fs.rename(path, history)
             return None
-        if _is_known(folder, item, described.digest):
-            fs.rename(path, join(HISTORY, folder.random.bytes(12).hex()))
+        if _is_known(folder, item, digest):
+            fs.rename(path, history)
             return None
     target = _free_name(folder, fs, item)
     fs.rename(path, target)

@@ -352,13 +352,16 @@ class Scan:
             self.report.warnings[name] = "changed here, but this device may only read; kept local"
 
     async def _finish(self) -> ScanReport:
-        self._commit()
         gone = [row for row in self._missing.values() if row.item not in self._moved]
         self._missing = {}
         deleted: list[Observed] = []
         if not gone or not await self._may_delete():
+            self._commit()
             return self.report
         async with self._lock:
+            # In one go: between what is new and what it replaced, the applier would bring the old
+            # one back under another name.
+            self._commit()
             for row in gone:
                 if await self._is_gone(row):
                     deleted += [Deleted(below) for below in self._below(row)]
@@ -368,6 +371,9 @@ class Scan:
 
     async def _is_gone(self, row: DiskRow) -> bool:
         """Ask once more: a listing may miss what is renamed meanwhile."""
+        now = self._folder.disk.get(row.item)
+        if now is not None and (now.parent, now.name) != (row.parent, row.name):
+            return False  # the applier put it elsewhere since we looked
         parent = self._folder.disk.path(row.parent)
         if parent is None:
             return False  # its directory is being moved or went itself, with all its rows

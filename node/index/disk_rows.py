@@ -16,6 +16,7 @@ from crdt.codec import pack, unpack
 from crdt.ids import ROOT, ItemId
 from crdt.slot import Kind
 from crdt.version_vector import VersionVector
+from node.files.layout import HISTORY, TMP
 
 VERSION_SIZE_MAX: Final = 65_536
 DEPTH_MAX: Final = 1_000  # directories; deeper paths cannot exist below PATH_MAX
@@ -23,7 +24,7 @@ DEPTH_MAX: Final = 1_000  # directories; deeper paths cannot exist below PATH_MA
 PARKED: Final = ItemId(b"shoal parked dir")
 """Stands for `.shoal/tmp` as a parent: where an item waits while others permute their places."""
 
-PARKED_PATH: Final = ".shoal/tmp"
+_DISPLACED_TAG: Final = b"past"
 
 _COLUMNS: Final = (
     "item, parent, name, kind, version, digest, revision, shown_name, inode, size, mtime_ns, "
@@ -53,6 +54,14 @@ class DiskRow:
     def moved(self, parent: ItemId, name: str) -> DiskRow:
         """The same item somewhere else."""
         return replace(self, parent=parent, name=name, shown_name=name)
+
+
+def displaced_item(file: str) -> ItemId:
+    """Stands for a file in `.shoal/history` as the holder of its blocks.
+
+    What was displaced may be wanted still: as a conflict copy here, or by a peer.
+    """
+    return ItemId(_DISPLACED_TAG + bytes.fromhex(file.rpartition("/")[2]))
 
 
 class DiskRows:
@@ -127,11 +136,13 @@ class DiskRows:
         names: list[str] = []
         while item != ROOT:
             if item == PARKED:
-                names.append(PARKED_PATH)
+                names.append(TMP)
                 break
             found = self._db.execute(
                 "SELECT parent, name FROM disk WHERE item = ?", (item,)
             ).fetchone()
+            if found is None and not names and item.startswith(_DISPLACED_TAG):
+                return f"{HISTORY}/{item[len(_DISPLACED_TAG) :].hex()}"
             if found is None or len(names) > DEPTH_MAX:
                 return None
             item = ItemId(found[0])

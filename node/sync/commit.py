@@ -168,13 +168,24 @@ def _write_edited(folder: Folder, seen: Edited, writer: Writer) -> ItemId:
         exact = (shown.content.mtime_ns, digest) == (draft.mtime_ns, digest)
         if exact or digest != seen.row.digest:
             return item  # our own exchange, whose commit did not come to pass
-    writer.edit(item, draft, base=seen.row.version)
+    base = seen.row.version
+    if item != seen.row.item:  # its twin, whose versions are others; equal bytes were seen
+        same = shown is not None and shown.content.digest == seen.row.digest
+        base = shown.content.version if shown is not None and same else EMPTY
+    writer.edit(item, draft, base=base, place=(seen.row.parent, seen.row.name))
     return item
 
 
 def _actionable(folder: Folder, item: ItemId) -> ItemId:
-    """The id under which the view shows what lies on this disk as `item`."""
-    return item if folder.tree.row(item) is not None else folder.tree.representative(item)
+    """The id under which the view shows what lies on this disk as `item`.
+
+    A hidden item that lies here *beside* what stands for it is still one of its own: people act on
+    either, and two edits must not meet in one item.
+    """
+    if folder.tree.row(item) is not None:
+        return item
+    face = folder.tree.representative(item)
+    return item if folder.disk.get(face) is not None else face
 
 
 # --- disk rows ----------------------------------------------------------------------------------

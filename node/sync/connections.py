@@ -155,7 +155,7 @@ class Connections:
         except ShoalError as error:
             code, reason = CloseCode.INTERNAL, "a local error"
             logger.warning("connection to %s closed: %s", peer.short, error)
-        except Exception:  # noqa: BLE001 - a bug in one session must not end the node
+        except Exception:  # a bug in one session must not end the node
             code, reason = CloseCode.INTERNAL, "a bug"
             logger.exception("the session with %s failed", peer.short)
         finally:

@@ -11,7 +11,7 @@ from crdt.slot import Kind
 from crdt.tree import ViewRow
 from node.files.applier import MakeDirectory, Outcome, Place, Relocate, Remove, SetMetadata
 from node.files.port import Stat
-from node.index.disk_rows import PARKED, DiskRow
+from node.index.disk_rows import PARKED, DiskRow, displaced_item
 from node.sync.commit import put_row
 from node.sync.folder import Folder
 from node.sync.planner import UNSURE
@@ -32,6 +32,7 @@ def _record(folder: Folder, job: Job, outcome: Outcome) -> None:
     work, shown, row, stat = job.work, job.shown, job.row, outcome.stat
     if outcome.displaced and isinstance(work, Place | Remove) and row is not None:
         _record_displaced(folder, row, work.target, work.history)
+        folder.locations.rekey(job.item, displaced_item(work.history))
     match work:
         case Remove():
             folder.disk.drop(job.item)

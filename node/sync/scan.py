@@ -359,14 +359,15 @@ class Scan:
             self._commit()
             return self.report
         async with self._lock:
-            # In one go: between what is new and what it replaced, the applier would bring the old
-            # one back under another name.
-            self._commit()
             for row in gone:
                 if await self._is_gone(row):
                     deleted += [Deleted(below) for below in self._below(row)]
-            for start in range(0, len(deleted), BATCH_FILES_MAX):
-                self._write(deleted[start : start + BATCH_FILES_MAX])
+            logger.warning('DBG gone %s deleted %s batch %s', [r.name for r in gone], [d.row.name for d in deleted], [(type(x).__name__, getattr(x,'name',None)) for x in self._batch][:10])
+            # Deletions first and in one go with what replaces them: the newcomer robs the old item
+            # of its name, and who deleted it has not seen that; nor must the applier.
+            batch, self._batch = [*deleted, *self._batch], []
+            for start in range(0, len(batch), BATCH_FILES_MAX):
+                self._write(batch[start : start + BATCH_FILES_MAX])
         return self.report
 
     async def _is_gone(self, row: DiskRow) -> bool:

@@ -16,6 +16,7 @@ async def settle_all(*members: Box) -> None:
             have = members[0].folder.have
             if all(box.folder.have == have for box in members):
                 break
+    assert not any(box.folder.pending for box in members), "something is wanted that nobody has"
     trees = [box.tree() for box in members]
     assert all(tree == trees[0] for tree in trees), trees
 
@@ -168,3 +169,16 @@ async def test_a_new_file_that_changes_within_one_scan_run_is_one_item() -> None
     await scan.finish()
     await settle_all(a, b)
     assert b.tree() == {"f": b"second"}
+
+
+async def test_a_large_loser_of_a_conflict_keeps_its_blocks() -> None:
+    # Found by killing nodes: the winner displaced the loser's file, the only holder of its blocks.
+    a, b = boxes(2)
+    a.fs.write_file("f", b"0" * 10_000)
+    await settle_all(a, b)
+    a.fs.write_file("f", b"1" * 10_000)
+    b.fs.write_file("f", b"2" * 10_000)
+    await a.settle()
+    await b.settle()
+    await settle_all(a, b)
+    assert {bytes([one[0]]) for one in a.tree().values() if isinstance(one, bytes)} == {b"1", b"2"}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections import deque
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -51,6 +52,7 @@ THREADS_MAX: Final = 8  # workers for files and hashes; more would only wait for
 JOIN_TIMEOUT_S: Final = 30.0
 JOIN_PAUSE_S: Final = 0.5  # between two rounds over the addresses
 LOG_LINES_MAX: Final = 2_000
+PEERS_KEPT_MAX: Final = 16  # addresses remembered for each folder, the newest first
 REPORT_EVERY_S: Final = 0.2  # progress, for people
 DAY_NS: Final = 24 * 3600 * 10**9
 
@@ -169,6 +171,7 @@ class Node:
                 await self._open(one, nursery, connections)
         if mdns is not None:
             mdns.set_folders(set(self.folders))
+        connections.on_connected = self._remember
         connections.wake.ring()
         await nursery.start(serve_control, Api(self), self.options.home)
         nursery.start_soon(self._report)
@@ -288,6 +291,17 @@ class Node:
         self.folders[config.folder] = opened
         await nursery.start(engine.serve)
         self._engines[config.folder] = engine
+
+    def _remember(self, engine: FolderEngine, address: Address) -> None:
+        """Where a peer was: it is dialled first after a restart, when it may still think that we
+        are connected.
+        """
+        opened = self.folders[engine.folder.id]
+        place = (address.host, address.port)
+        if place not in opened.config.peers[:PEERS_KEPT_MAX]:
+            peers = (place, *opened.config.peers)[:PEERS_KEPT_MAX]
+            opened.config = replace(opened.config, peers=peers)
+            self.home.save(opened.config)
 
     def _share_keys(self, engine: FolderEngine) -> None:
         """Seal the folder's keys to ourselves, so that the invitation is needed no more."""

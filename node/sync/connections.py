@@ -9,7 +9,7 @@ later one by the same dialler replaces the earlier, which may be dead without ou
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -69,6 +69,7 @@ class Connections:
         self._live: dict[DeviceId, Live] = {}
         self._dialling: set[Address] = set()
         self.wake = Bell()
+        self.on_connected: Callable[[FolderEngine, Address], None] = lambda _engine, _address: None
 
     @property
     def addresses(self) -> dict[DeviceId, Address]:
@@ -138,6 +139,8 @@ class Connections:
         self._candidates.up(peer)
         logger.info("connected to %s at %s", peer.short, connection.address)
         shared = {engine.folder.id: engine for engine in self._shared(peer)}
+        for engine in shared.values():
+            self.on_connected(engine, connection.address)
         code, reason = CloseCode.OK, ""
         try:
             await run_member(connection, shared, self._name)

@@ -362,7 +362,6 @@ class Scan:
             for row in gone:
                 if await self._is_gone(row):
                     deleted += [Deleted(below) for below in self._below(row)]
-            logger.warning('DBG gone %s deleted %s batch %s', [r.name for r in gone], [d.row.name for d in deleted], [(type(x).__name__, getattr(x,'name',None)) for x in self._batch][:10])
             # Deletions first and in one go with what replaces them: the newcomer robs the old item
             # of its name, and who deleted it has not seen that; nor must the applier.
             batch, self._batch = [*deleted, *self._batch], []

@@ -115,7 +115,9 @@ class Scan:
 
     async def paths(self, dirty: Iterable[str]) -> None:
         """Look at some paths; call `finish` when no more of them come."""
-        self._commit()  # what an earlier call found must be in the rows that this one compares with
+        await (
+            self._commit()
+        )  # what an earlier call found must be in the rows that this one compares with
         groups: dict[str, set[str]] = {}
         for path in dirty:
             directory, name = self._nearest_known(path)
@@ -312,7 +314,7 @@ class Scan:
                 self.report.warnings[candidate.path] = result.reason
         self._progress(self.report.files, self.report.bytes)
         if len(self._batch) >= BATCH_FILES_MAX:
-            self._commit()
+            await self._commit()
 
     async def _take_described(self, candidate: Candidate, described: Described) -> None:
         row, stat = candidate.row, described.stat
@@ -341,10 +343,34 @@ class Scan:
                 return row
         return None
 
-    def _commit(self) -> None:
+    async def _commit(self, *, last: bool = False) -> None:
+        """Commit what was found; deletions only at the end of the run, but for those whose place is
+        taken: before the applier sees the newcomer there, for it would bring the old one back under
+        another name.
+        """
         batch, self._batch = self._batch, []
-        if batch:
-            self._write(batch)
+        taken = {(seen.parent, seen.name) for seen in batch if isinstance(seen, Created | Moved)}
+        gone = [
+            row
+            for row in self._missing.values()
+            if row.item not in self._moved and (last or (row.parent, row.name) in taken)
+        ]
+        for row in gone:
+            del self._missing[row.item]
+        if not gone or not await self._may_delete():
+            if batch:
+                self._write(batch)
+            return
+        async with self._lock:
+            deleted: list[Observed] = []
+            for row in gone:
+                if await self._is_gone(row):
+                    deleted += [Deleted(below) for below in self._below(row)]
+            # Deletions first: a newcomer robs the old item of its name, which the deleter has not
+            # seen.
+            batch = [*deleted, *batch]
+            for start in range(0, len(batch), BATCH_FILES_MAX):
+                self._write(batch[start : start + BATCH_FILES_MAX])
 
     def _write(self, batch: list[Observed]) -> None:
         for seen in commit_observed(self._folder, batch):
@@ -352,21 +378,7 @@ class Scan:
             self.report.warnings[name] = "changed here, but this device may only read; kept local"
 
     async def _finish(self) -> ScanReport:
-        gone = [row for row in self._missing.values() if row.item not in self._moved]
-        self._missing = {}
-        deleted: list[Observed] = []
-        if not gone or not await self._may_delete():
-            self._commit()
-            return self.report
-        async with self._lock:
-            for row in gone:
-                if await self._is_gone(row):
-                    deleted += [Deleted(below) for below in self._below(row)]
-            # Deletions first and in one go with what replaces them: the newcomer robs the old item
-            # of its name, and who deleted it has not seen that; nor must the applier.
-            batch, self._batch = [*deleted, *self._batch], []
-            for start in range(0, len(batch), BATCH_FILES_MAX):
-                self._write(batch[start : start + BATCH_FILES_MAX])
+        await self._commit(last=True)
         return self.report
 
     async def _is_gone(self, row: DiskRow) -> bool:

@@ -56,6 +56,14 @@ class Waiting:
 
 
 @dataclass(slots=True)
+class Assembly:
+    """A content on its way in."""
+
+    content: Content
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
+@dataclass(slots=True)
 class Job:
     """One item's next step."""
 
@@ -112,7 +120,7 @@ class Apply:
         self._allowed = allowed
         self._ready: dict[ItemId, Assembled] = {}
         self._ready_size = 0
-        self._assembling: set[ItemId] = set()
+        self._assembling: dict[ItemId, Assembly] = {}
         self.waiting: dict[ItemId, Waiting] = {}
         self.done_files = 0  # placed on the disk since the start
         self.changed = Bell()
@@ -153,11 +161,20 @@ class Apply:
 
     def _look(self, nursery: trio.Nursery) -> Round:
         found, now = Round(), trio.current_time()
+        self._give_up_superseded()
         for item in list(self._folder.pending):
             if found.size >= ROUND_ITEMS_MAX or found.starved >= STARVED_MAX:
                 break
             self._look_at(item, found, nursery, now)
         return found
+
+    def _give_up_superseded(self) -> None:
+        """Stop assembling what is not wanted any more: perhaps nobody has it any more, either."""
+        for item in self._folder.revisited & self._assembling.keys():
+            shown, assembly = self._folder.tree.row(item), self._assembling[item]
+            if shown is None or shown.content.digest != assembly.content.digest:
+                assembly.scope.cancel()
+        self._folder.revisited.clear()
 
     def _look_at(self, item: ItemId, found: Round, nursery: trio.Nursery, now: float) -> None:
         """Plan one pending item, its directory first."""
@@ -312,21 +329,21 @@ class Apply:
             # To the end: what needs no fetching goes first.
             self._folder.pending[item] = self._folder.pending.pop(item)
             return
-        self._assembling.add(item)
-        nursery.start_soon(self._assemble, item, shown.content)
+        assembly = self._assembling[item] = Assembly(shown.content)
+        nursery.start_soon(self._assemble, item, assembly)
 
-    async def _assemble(self, item: ItemId, content: Content) -> None:
+    async def _assemble(self, item: ItemId, assembly: Assembly) -> None:
         try:
-            assembled = await self._assembler.assemble(item, content)
-        except OSError as error:
-            self._wait(item, error.strerror or str(error))
-        except ShoalError as error:
-            self._wait(item, str(error))
+            with assembly.scope:
+                assembled = await self._assembler.assemble(item, assembly.content)
+        except (OSError, ShoalError, ExceptionGroup) as error:
+            self._wait(item, _reason(error))
         else:
-            self._ready[item] = assembled
-            self._ready_size += len(assembled.source or b"")
+            if not assembly.scope.cancelled_caught:
+                self._ready[item] = assembled
+                self._ready_size += len(assembled.source or b"")
         finally:
-            self._assembling.discard(item)
+            del self._assembling[item]
             self._folder.work.ring()
 
     def _forget_ready(self, item: ItemId) -> None:
@@ -390,3 +407,15 @@ class Apply:
 
     def _history_path(self) -> str:
         return f".shoal/history/{self._folder.random.bytes(12).hex()}"
+
+
+def _reason(error: Exception) -> str:
+    """What to tell people; a bug among several errors is raised again."""
+    while isinstance(error, ExceptionGroup):
+        error = next(
+            (one for one in error.exceptions if not isinstance(one, OSError | ShoalError)),
+            error.exceptions[0],
+        )
+    if not isinstance(error, OSError | ShoalError):
+        raise error
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -65,6 +65,7 @@ class Folder:
         self.disk = DiskRows(database.connection)
         self.locations = Locations(database.connection)
         self.pending: dict[ItemId, int] = {}  # items to work on -> bytes to come; oldest first
+        self.revisited: set[ItemId] = set()  # looked at since the applier last took note
         self.advanced = Bell()  # rings when the log or `complete` grew
         self.work = Bell()  # rings when `pending` grew
         self._complete = EMPTY
@@ -155,6 +156,7 @@ class Folder:
     def _look_at(self, item: ItemId) -> None:
         shown, row = self.tree.row(item), self.disk.get(item)
         plan = plan_item(shown, row, self.disk_name(shown))
+        self.revisited.add(item)
         if plan.touches_disk:
             arrives = shown is not None and (plan.create or plan.content)
             self.pending[item] = shown.content.size if arrives and shown is not None else 0

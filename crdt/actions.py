@@ -67,8 +67,9 @@ _A_DIRECTORY: Final = Draft(Kind.DIRECTORY)
 class Writer:
     """Collects the slot writes of one entry of `device`, whose seq is `counter`.
 
-    Items are named as the view shows them: a representative, or a virtual copy. Several actions on
-    one item make one write; of several edits of one item, the last one stands.
+    Items are named as the view shows them: a representative, which acts for all that it unites, or
+    a virtual copy; a hidden item acts for itself. Several actions on one item make one write; of
+    several edits of one item the last one stands, so do not let two different ones meet here.
     """
 
     def __init__(self, tree: TreeReader, *, device: DeviceId, counter: int, lamport: int) -> None:
@@ -111,7 +112,7 @@ class Writer:
         seen = self._with_version(item, base)
         content = self._content(draft, self._edited_version(slots, draft, base, seen), seen)
         self._keep_vanishing(item, content, base, seen)
-        self._put(item, content=content, revive=True)
+        self._put(item, content=content)
         self._delete_twins(item)
         if place is not None and not placements(self._slots(item)):
             self._place(item, *place)
@@ -120,7 +121,7 @@ class Writer:
         """Another place for an item and all that it unites."""
         self._real(item)
         for member in self._members(item):
-            if member != parent:  # seen apart, united meanwhile: the parent stays
+            if member != parent:  # never into itself: the two were seen apart, and united since
                 self._resolve(member)
                 self._place(member, parent, name)
 
@@ -163,9 +164,12 @@ class Writer:
         content: Content | None = None,
         places: tuple[Placement, ...] | None = None,
         deleted: VersionVector | None = None,
-        revive: bool = False,
     ) -> None:
-        """Write our slot of `item`: what is not given stays, a content only while none saw it."""
+        """Write our slot of `item`.
+
+        What is not given stays, a content only while none saw it; a deletion does not, since a
+        slot that was written after it keeps the item alive anyway.
+        """
         slots = self._slots(item)
         own = slots.get(self._device)
         if content is None and own is not None and own.content in maximal(slots):
@@ -174,7 +178,7 @@ class Writer:
             counter=self._counter,
             placements=own.placements if places is None and own else places or (),
             content=content,
-            deleted=own.deleted if deleted is None and own and not revive else deleted,
+            deleted=deleted,
         )
 
     def _place(self, item: ItemId, parent: ItemId, name: str) -> None:
@@ -309,6 +313,6 @@ class Writer:
         row = self._tree.row(item)
         if row is not None and row.content.kind is not Kind.DIRECTORY:
             for twin in self._members(item):
-                if twin != item:
+                if twin != item and twin not in self._writes:  # people act on that one too
                     self._resolve(twin)
                     self._delete(twin)

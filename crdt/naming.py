@@ -17,7 +17,9 @@ from crdt.slot import NAME_SIZE_MAX, Content, Kind
 
 MARK: Final = " (conflict "  # in every name that a loser is given
 
-_SUFFIX: Final = re.compile(r" \(conflict [A-Z2-7]{7}(?: \d{4}-\d{2}-\d{2})?(?: [A-Z2-7]+)?\)")
+_SUFFIX: Final = re.compile(
+    r" \(conflict [A-Z2-7]{7}(?: \d{4}-\d{2}-\d{2})?(?: [A-Z2-7]+[0-9]*)?\)$"
+)
 _ID_LENGTHS: Final = (0, 6, 12, 26)  # characters of the item's id, longer with each clash
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -27,7 +29,7 @@ def suffixed_names(name: str, item: ItemId, content: Content) -> Iterator[str]:
     stem, ending = split_name(name)
     stem = _SUFFIX.sub("", stem) or stem
     letters = base64.b32encode(item).decode().rstrip("=")
-    label = content.device.short + _date(content)
+    label = content.origin[0].short + _date(content)  # whose bytes they are, whoever resolved
     for length in _ID_LENGTHS:
         mark = f"{MARK}{label}{' ' + letters[:length] if length else ''})"
         yield _fit(stem, mark, ending)

@@ -259,7 +259,7 @@ class _Show:
         self._below: dict[ItemId, list[ItemId]] = {}
 
     def show(self) -> None:
-        for item in self._living():
+        for item in sorted(self._living()):  # runs of one seed are alike, whatever the hash seed
             if item == RECOVERED:
                 self._below.setdefault(ROOT, []).append(item)
             else:

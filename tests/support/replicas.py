@@ -235,10 +235,17 @@ def check_view(of: View) -> None:
 
 
 def derived(entries: Iterable[Entry]) -> dict[ItemId, ItemId]:
-    """Every item that a head in `entries` may be written into -> the item of that head."""
-    return {
-        derived_id(of, slot.content.version): of
-        for entry in entries
-        for of, slot in entry.writes
-        if slot.content is not None
-    }
+    """Every item that a head in `entries` was or may be written into -> the item of that head."""
+    entries = list(entries)
+    written = {of for entry in entries for of, _ in entry.writes}
+    found: dict[ItemId, ItemId] = {}
+    for entry in entries:
+        for of, slot in entry.writes:
+            if slot.content is None:
+                continue
+            version = slot.content.version
+            found[derived_id(of, version)] = of
+            if of not in found and not version.covers(entry.device, entry.seq):  # made real?
+                for above in (one for one in written if derived_id(one, version) == of):
+                    found[of] = above
+    return found

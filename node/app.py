@@ -172,7 +172,7 @@ class Node:
         if mdns is not None:
             mdns.set_folders(set(self.folders))
         connections.on_connected = self._remember
-        connections.wake.ring()
+        connections.open()
         await nursery.start(serve_control, Api(self), self.options.home)
         nursery.start_soon(self._report)
         joined = known is None and invitation is not None

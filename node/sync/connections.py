@@ -33,6 +33,8 @@ logger = logging.getLogger("shoal.connections")
 DIALS_MAX: Final = 8  # at once
 SIMULTANEOUS_S: Final = 3.0  # two dials that began within this time may have crossed
 LOOK_EVERY_S: Final = 0.1  # at least between two looks at the candidates
+_PASSING: Final = frozenset({CloseCode.DUPLICATE, CloseCode.SHUTTING_DOWN, CloseCode.TOO_BUSY})
+"""It may well be another answer soon."""
 
 
 @dataclass(slots=True)
@@ -69,6 +71,7 @@ class Connections:
         self._live: dict[DeviceId, Live] = {}
         self._dialling: set[Address] = set()
         self.wake = Bell()
+        self._opened = trio.Event()
         self.on_connected: Callable[[FolderEngine, Address], None] = lambda _engine, _address: None
 
     @property
@@ -83,11 +86,17 @@ class Connections:
             task_status.started()
             nursery.start_soon(self._dial_candidates, nursery)
 
+    def open(self) -> None:
+        """The folders are there. Before, nobody could be recognised as a member."""
+        self._opened.set()
+
     # --- letting in -----------------------------------------------------------------------------
 
     def _authorize(self, peer: DeviceId) -> CloseCode | None:
         if peer == self._identity.device:
             return CloseCode.DUPLICATE
+        if not self._opened.is_set():
+            return CloseCode.TOO_BUSY
         if self._shared(peer):
             return None
         now_s = self._clock.wall_ns() / 1e9
@@ -186,6 +195,7 @@ class Connections:
     # --- dialling -------------------------------------------------------------------------------
 
     async def _dial_candidates(self, nursery: trio.Nursery) -> None:
+        await self._opened.wait()
         while True:
             seen = self.wake.count
             room = DIALS_MAX - len(self._dialling)
@@ -223,7 +233,7 @@ class Connections:
             self._candidates.ours(address, now)
         elif met and met[0] in self._live:
             self._candidates.reached(address, met[0])
-        elif error.code in {CloseCode.DUPLICATE, CloseCode.SHUTTING_DOWN}:
+        elif error.code in _PASSING:
             self._candidates.failed(address, now, jitter)
         elif met or error.code is not None:
             self._candidates.refused(address, now, jitter)

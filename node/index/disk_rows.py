@@ -169,6 +169,27 @@ class DiskRows:
             if row.kind is Kind.DIRECTORY:
                 stack.extend(self.children(row.item).values())
 
+    def add_displaced(
+        self,
+        item: ItemId,
+        path: str,
+        version: VersionVector,
+        digest: bytes,
+        size: int,
+        file: str,
+        time_ns: int,
+    ) -> None:
+        """Note what a file in history was."""
+        self._db.execute(
+            "INSERT INTO displaced (item, path, version, digest, size, time_ns, file) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (item, path, pack(version.to_wire()), digest, size, time_ns, file),
+        )
+
+    def displaced_files(self) -> set[str]:
+        """Every file in history that the index knows; for start-up only."""
+        return {file for (file,) in self._db.execute("SELECT file FROM displaced")}
+
     def count(self) -> int:
         """How many rows there are; scans, so for start-up only."""
         (number,) = self._db.execute("SELECT count(*) FROM disk").fetchone()

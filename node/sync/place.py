@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from crdt.codec import pack
 from crdt.slot import Kind
 from crdt.tree import ViewRow
 from node.files.applier import MakeDirectory, Outcome, Place, Relocate, Remove, SetMetadata
@@ -31,7 +30,15 @@ def record(folder: Folder, done: Sequence[tuple[Job, Outcome]]) -> None:
 def _record(folder: Folder, job: Job, outcome: Outcome) -> None:
     work, shown, row, stat = job.work, job.shown, job.row, outcome.stat
     if outcome.displaced and isinstance(work, Place | Remove) and row is not None:
-        _record_displaced(folder, row, work.target, work.history)
+        folder.disk.add_displaced(
+            row.item,
+            work.target,
+            row.version,
+            row.digest,
+            row.size,
+            work.history,
+            folder.clock.wall_ns(),
+        )
         folder.locations.rekey(job.item, displaced_item(work.history))
     match work:
         case Remove():
@@ -78,20 +85,4 @@ def _row_of(folder: Folder, job: Job, shown: ViewRow, stat: Stat) -> DiskRow:
         ctime_ns=stat.ctime_ns,
         executable=stat.executable,
         profile=0 if content.manifest is None else int(content.manifest.profile),
-    )
-
-
-def _record_displaced(folder: Folder, row: DiskRow, path: str, file: str) -> None:
-    folder.database.connection.execute(
-        "INSERT INTO displaced (item, path, version, digest, size, time_ns, file) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (
-            row.item,
-            path,
-            pack(row.version.to_wire()),
-            row.digest,
-            row.size,
-            folder.clock.wall_ns(),
-            file,
-        ),
     )

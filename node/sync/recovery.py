@@ -18,8 +18,9 @@ from typing import Final
 
 from crdt.errors import ShoalError
 from crdt.ids import ITEM_ID_SIZE, ItemId
+from crdt.version_vector import EMPTY
 from node.files.port import FileSystem, StatKind, join
-from node.index.disk_rows import PARKED
+from node.index.disk_rows import PARKED, displaced_item
 from node.sync.assemble import MEMORY_SIZE_MAX, part_path, swap_path
 from node.sync.commit import put_row
 from node.sync.describe import describe_all
@@ -45,7 +46,32 @@ def recover(folder: Folder, fs: FileSystem) -> list[str]:
             note = _recover_swap(folder, fs, item, path)
             if note is not None:
                 notes.append(note)
+    _register_history(folder, fs)
     return notes
+
+
+def _register_history(folder: Folder, fs: FileSystem) -> None:
+    """What reached history in the moment of a crash, without a word in the index: its blocks may be
+    wanted still, as the loser of a conflict that lies nowhere else.
+    """
+    known = folder.disk.displaced_files()
+    for entry in fs.scandir(HISTORY):
+        file = join(HISTORY, entry.name)
+        if file in known or entry.stat.kind is not StatKind.FILE:
+            continue
+        try:
+            holder = displaced_item(file)
+        except ValueError:
+            continue  # not named by us
+        described = _describe(folder, fs, None, file)
+        if described is None:
+            continue
+        with folder.transaction():
+            folder.disk.add_displaced(
+                holder, file, EMPTY, described.digest, entry.stat.size, file, folder.clock.wall_ns()
+            )
+            folder.locations.replace(holder, described.blocks)
+            folder.locations.put_nodes(described.nodes)
 
 
 def _item_of(stem: str) -> ItemId | None:

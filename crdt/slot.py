@@ -140,7 +140,8 @@ class Content:
         _check_range("mtime_ns", self.mtime_ns, -MTIME_NS_MAX, MTIME_NS_MAX)
         if not self.version.covers(self.device, 1):
             raise ValueError("a version counts the write that made it")
-        if not self.version.covers(*self.origin) or self.origin[1] < 1:
+        _check_range("origin", self.origin[1], 1, COUNTER_MAX)
+        if not self.version.covers(*self.origin):
             raise ValueError("a version has seen its origin")
         present = (self.inline is not None, self.manifest is not None, self.target is not None)
         allowed = {
@@ -212,6 +213,7 @@ class Content:
                 pass
             case _:
                 raise ValueError("malformed content")
+        _check_range("kind", kind, min(Kind), max(Kind))  # True would pass for 1
         inline, manifest, target = _parse_body(Kind(kind), body)
         return cls(
             version=VersionVector.from_wire(version),
@@ -246,6 +248,7 @@ def _parse_body(kind: Kind, body: object) -> tuple[bytes | None, Manifest | None
         case Kind.FILE, bytes(inline):
             return inline, None, None
         case Kind.FILE, [int(profile), int(depth), list(refs)]:
+            _check_range("profile", profile, min(Profile), max(Profile))
             return None, Manifest(Profile(profile), depth, parse_refs(refs)), None
         case Kind.DIRECTORY, None:
             return None, None, None

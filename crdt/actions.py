@@ -21,7 +21,7 @@ Pure; an instance belongs to one entry. Failure: nothing raises but our own bugs
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -72,8 +72,25 @@ class Writer:
     several edits of one item the last one stands, so do not let two different ones meet here.
     """
 
-    def __init__(self, tree: TreeReader, *, device: DeviceId, counter: int, lamport: int) -> None:
-        """`lamport` is above every one in the tree."""
+    def __init__(
+        self,
+        tree: TreeReader,
+        *,
+        device: DeviceId,
+        counter: int,
+        lamport: int,
+        saw: Callable[[ItemId], bool] = lambda _copy: True,
+    ) -> None:
+        """Args:
+        tree: The view that the person acted on.
+        device: Ours.
+        counter: The seq of the entry to be.
+        lamport: Above every one in the tree.
+        saw: Whether a virtual copy has reached the person. An edit of the winner leaves a loser
+            alone that had not: its author may replace it yet, and then nobody would have its
+            bytes any more.
+        """
+        self._saw = saw
         self._tree = tree
         self._device = device
         self._counter = counter
@@ -108,9 +125,8 @@ class Writer:
         `place` is where it lies on the person's disk, for an item that has no place yet.
         """
         self._real(item)
-        slots = self._slots(item)
         seen = self._with_version(item, base)
-        content = self._content(draft, self._edited_version(slots, draft, base, seen), seen)
+        content = self._content(draft, self._edited_version(item, draft, base, seen), seen)
         self._keep_vanishing(item, content, base, seen)
         self._put(item, content=content)
         self._delete_twins(item)
@@ -218,12 +234,17 @@ class Writer:
         return None
 
     def _edited_version(
-        self, slots: Slots, draft: Draft, base: VersionVector, seen: Content | None
+        self, item: ItemId, draft: Draft, base: VersionVector, seen: Content | None
     ) -> VersionVector:
         """What an edit of `base` has seen: its base, this device's last version (rule 2), and all
-        there is if the person saw the winner, or if there is nothing to keep (rule 4).
+        there is (but for copies that had not reached the person) if the person saw the winner, or
+        if there is nothing to keep (rule 4).
         """
+        slots = self._slots(item)
         version, shown = base, heads(slots)
+        unseen = {
+            head.version for head in shown[1:] if not self._saw(derived_id(item, head.version))
+        }
         own = slots.get(self._device)
         if own is not None and own.content is not None:
             version |= own.content.version
@@ -234,7 +255,8 @@ class Writer:
             or not self_alive(slots)
         ):
             for content in maximal(slots):
-                version |= content.version
+                if content.version not in unseen:
+                    version |= content.version
         return version
 
     def _resolve(self, item: ItemId) -> None:

@@ -79,6 +79,7 @@ def _commit_entry(folder: Folder, observations: list[Observed]) -> list[Observed
         device=device,
         counter=folder.log.position(device).seq + 1,
         lamport=folder.log.lamport + 1,
+        saw=lambda copy: folder.disk.get(copy) is not None,
     )
     taken: list[tuple[Observed, ItemId]] = []
     inline = 0

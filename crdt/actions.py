@@ -237,26 +237,26 @@ class Writer:
         self, item: ItemId, draft: Draft, base: VersionVector, seen: Content | None
     ) -> VersionVector:
         """What an edit of `base` has seen: its base, this device's last version (rule 2), and all
-        there is (but for copies that had not reached the person) if the person saw the winner, or
-        if there is nothing to keep (rule 4).
+        there is if that is nothing to keep (rule 4), or if the person saw the winner's bytes; but
+        then not the copies that had not reached the person.
         """
         slots = self._slots(item)
         version, shown = base, heads(slots)
-        unseen = {
-            head.version for head in shown[1:] if not self._saw(derived_id(item, head.version))
-        }
         own = slots.get(self._device)
         if own is not None and own.content is not None:
             version |= own.content.version
-        if shown and (
-            shown[0].version == base
-            or (seen is not None and seen.digest == shown[0].digest)
-            or draft.kind is Kind.DIRECTORY
-            or not self_alive(slots)
-        ):
-            for content in maximal(slots):
-                if content.version not in unseen:
-                    version |= content.version
+        covered: list[Content] = []
+        if draft.kind is Kind.DIRECTORY or not self_alive(slots):
+            covered = maximal(slots)
+        elif seen is not None and seen.digest == shown[0].digest:
+            losers = {head.version: derived_id(item, head.version) for head in shown[1:]}
+            covered = [
+                content
+                for content in maximal(slots)
+                if content.version not in losers or self._saw(losers[content.version])
+            ]
+        for content in covered:
+            version |= content.version
         return version
 
     def _resolve(self, item: ItemId) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from crdt.actions import Draft, Writer
-from crdt.heads import derived_id
+from crdt.heads import derived_id, maximal
 from crdt.ids import RECOVERED, ROOT
 from crdt.slot import PLACEMENTS_MAX, Content, Kind
 from crdt.version_vector import EMPTY
@@ -118,6 +118,16 @@ def test_a_resolution_yields_to_an_edit_of_the_winner(a: Replica, b: Replica) ->
     assert a.tree() == {"f": b"on", copy: b"by a"}
 
 
+def test_a_rename_keeps_a_resolution_that_yields(a: Replica, b: Replica) -> None:
+    """It is not shown, but without it the loser would be a head again."""
+    conflict(a, b)
+    a.resolve("f")
+    b.edit("f", file(b"on"))
+    sync(a, b)
+    a.move("f", "g")
+    assert all(content.inline != b"by a" for content in maximal(a.view.slots(ONE)))
+
+
 # --- stale people -------------------------------------------------------------------------------
 
 
@@ -173,6 +183,15 @@ def test_an_edit_of_no_known_version_overwrites_nothing(a: Replica, b: Replica) 
     assert b.tree()["f"] == b"by b"
 
 
+def test_an_edit_leaves_a_loser_alone_that_the_person_had_not_seen(a: Replica, b: Replica) -> None:
+    copy = conflict(a, b)
+    loser, base = a.at(copy).item, a.at("f").content.version
+    b.act(lambda w: w.edit(ONE, file(b"on"), base=base), saw=lambda of: of != loser)
+    sync(a, b)
+    assert a.tree() == {"f": b"on", copy: b"by a"}
+    assert a.at(copy).copy_of == ONE
+
+
 def test_what_an_edit_pushes_out_gets_a_name_of_its_own(a: Replica) -> None:
     """And never the item's, whichever of the two ids is the smaller one."""
     for n in range(1, 9):
@@ -206,7 +225,7 @@ def test_an_edit_of_a_deleted_item_brings_nothing_else_back(a: Replica, b: Repli
     a.delete("f")
     sync(a, b, c)
     assert c.tree() == {}
-    c.act(lambda w: w.edit(ONE, file(b"by c"), base=base.version))
+    c.act(lambda w: w.edit(ONE, file(b"by c"), base=base.version), saw=lambda _: False)
     sync(a, b, c)
     assert a.tree() == {"f": b"by c"}
 

@@ -36,7 +36,7 @@ from tests.support.replicas import (
     sync,
 )
 
-EXAMPLES: Final = int(os.environ.get("SHOAL_EXAMPLES", "150"))
+EXAMPLES: Final = int(os.environ.get("SHOAL_EXAMPLES", "400"))
 NAMES: Final = ("a", "b", "c.txt")
 POOL: Final = (b"", b"x", b"yy")  # contents that several people hit upon
 
@@ -143,7 +143,7 @@ class World:
                     self.twins += [(face, member) for member in one.view.members(face)]
                     self.act_on(one, writer, action, row)
 
-        one.act(run)
+        one.act(run, saw=one.seen.__contains__)
         for of in touched:
             self.look_at(one, of)
 

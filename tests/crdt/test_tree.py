@@ -239,6 +239,20 @@ def test_touch_and_edit_shows_the_edit_alone(a: Replica, b: Replica) -> None:
     assert a.tree() == {"f.txt": b"by a"}
 
 
+def test_two_touches_do_not_make_each_other_needless(a: Replica, b: Replica) -> None:
+    c, d = Replica(3), Replica(4)
+    a.create(ONE, "f.txt", file(b"base"))
+    sync(a, b, c, d)
+    a.edit("f.txt", file(b"by a"))
+    b.edit("f.txt", file(b"by b"))
+    c.pull(a)
+    d.pull(a)
+    c.edit("f.txt", file(b"by a", mtime_ns=1))
+    d.edit("f.txt", file(b"by a", mtime_ns=2))
+    sync(a, b, c, d)
+    assert sorted(map(str, a.tree().values())) == ["b'by a'", "b'by b'"]
+
+
 def test_nothing_left_to_fall_back_on_goes_to_recovered(a: Replica, b: Replica) -> None:
     a.create(ONE, "one", DIRECTORY)
     b.create(TWO, "two", DIRECTORY)

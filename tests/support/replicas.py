@@ -97,13 +97,18 @@ class Replica:
         """From now on the person sees the view as it is."""
         self.seen = dict(self.view.rows)
 
-    def act(self, *actions: Callable[[Writer], None]) -> Entry | None:
+    def act(
+        self,
+        *actions: Callable[[Writer], None],
+        saw: Callable[[ItemId], bool] = lambda _copy: True,
+    ) -> Entry | None:
         """Do all this in one entry; None when it writes nothing."""
         writer = Writer(
             self.view,
             device=self.device,
             counter=self.have[self.device] + 1,
             lamport=self.lamport + 1,
+            saw=saw,
         )
         for action in actions:
             action(writer)

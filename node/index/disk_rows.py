@@ -8,7 +8,7 @@ is durable, or after a scan saw exactly that.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -62,6 +62,21 @@ def displaced_item(file: str) -> ItemId:
     What was displaced may be wanted still: as a conflict copy here, or by a peer.
     """
     return ItemId(_DISPLACED_TAG + bytes.fromhex(file.rpartition("/")[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What the applier was about to put where, noted before it touched the disk.
+
+    If the process dies before the disk row says so, and the view moves on meanwhile, only this
+    tells the next scan that what it finds is our own doing, not a person's.
+    """
+
+    item: ItemId
+    parent: ItemId
+    name: str
+    version: VersionVector
+    digest: bytes
 
 
 class DiskRows:
@@ -168,6 +183,45 @@ class DiskRows:
             yield row
             if row.kind is Kind.DIRECTORY:
                 stack.extend(self.children(row.item).values())
+
+    # --- intents --------------------------------------------------------------------------------
+
+    def intend(self, intents: Iterable[Intent]) -> None:
+        """Note what is about to be put where."""
+        self._db.executemany(
+            "INSERT OR REPLACE INTO intents (item, parent, name, version, digest) "
+            "VALUES (?, ?, ?, ?, ?)",
+            [(i.item, i.parent, i.name, pack(i.version.to_wire()), i.digest) for i in intents],
+        )
+
+    def intent(self, item: ItemId) -> Intent | None:
+        """What was about to happen to `item`."""
+        return self._intent("item = ?", (item,))
+
+    def intent_at(self, parent: ItemId, name: str) -> Intent | None:
+        """What was about to be put at `name` in `parent`."""
+        return self._intent("parent = ? AND name = ?", (parent, name))
+
+    def fulfil(self, items: Iterable[ItemId]) -> None:
+        """The disk rows say it now, or it did not come to pass."""
+        self._db.executemany("DELETE FROM intents WHERE item = ?", [(item,) for item in items])
+
+    def forget_intents(self) -> None:
+        """A full scan has seen everything: what is on the disk now is in the rows."""
+        self._db.execute("DELETE FROM intents")
+
+    def _intent(self, where: str, arguments: tuple[bytes | str, ...]) -> Intent | None:
+        found = self._db.execute(
+            f"SELECT item, parent, name, version, digest FROM intents WHERE {where}",  # noqa: S608
+            arguments,
+        ).fetchone()
+        if found is None:
+            return None
+        item, parent, name, version, digest = found
+        vector = VersionVector.from_wire(unpack(version, size_max=VERSION_SIZE_MAX))
+        return Intent(ItemId(item), ItemId(parent), name, vector, digest)
+
+    # --- history --------------------------------------------------------------------------------
 
     def add_displaced(
         self,

@@ -47,6 +47,15 @@ CREATE UNIQUE INDEX disk_place ON disk (parent, name);
 CREATE INDEX disk_inode ON disk (inode);
 CREATE INDEX disk_digest ON disk (digest) WHERE kind = 1 AND size > 0;
 
+CREATE TABLE intents (
+    item BLOB PRIMARY KEY,            -- about to be put somewhere: a crash may find it done
+    parent BLOB NOT NULL,
+    name TEXT NOT NULL,
+    version BLOB NOT NULL,
+    digest BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX intents_place ON intents (parent, name);
+
 CREATE TABLE peers (
     device BLOB PRIMARY KEY,
     have BLOB NOT NULL,

@@ -27,7 +27,7 @@ from crdt.tree import ViewRow
 from node.files import applier
 from node.files.applier import MakeDirectory, Outcome, Place, Relocate, Remove, SetMetadata, Verdict
 from node.files.port import FileSystem, join
-from node.index.disk_rows import DiskRow
+from node.index.disk_rows import DiskRow, Intent
 from node.ports import Threads
 from node.sync.assemble import Assembled, Assembler, swap_path
 from node.sync.bell import Bell
@@ -365,6 +365,9 @@ class Apply:
 
     async def _carry_out(self, batch: list[Job]) -> None:
         works = [job.work for job in batch]
+        intents = [intent for job in batch if (intent := _intent_of(job)) is not None]
+        with self._folder.transaction():
+            self._folder.disk.intend(intents)
         try:
             outcomes = await self._threads.run(applier.execute, self._fs, works)
         except OSError as error:
@@ -379,7 +382,7 @@ class Apply:
                 self._done(job.item)
             else:
                 self._not_done(job, outcome)
-        record(self._folder, done)
+        record(self._folder, done, [job.item for job in batch])
 
     def _done(self, item: ItemId) -> None:
         self.waiting.pop(item, None)
@@ -407,6 +410,17 @@ class Apply:
 
     def _history_path(self) -> str:
         return f".shoal/history/{self._folder.random.bytes(12).hex()}"
+
+
+def _intent_of(job: Job) -> Intent | None:
+    """What the next scan must not take for a person's doing if we die before we record it."""
+    shown, row = job.shown, job.row
+    if shown is None or isinstance(job.work, SetMetadata):
+        return None
+    if isinstance(job.work, Relocate) and row is not None:
+        return Intent(job.item, shown.parent, shown.name, row.version, row.digest)
+    content = shown.content
+    return Intent(job.item, shown.parent, shown.name, content.version, content.digest)
 
 
 def _reason(error: Exception) -> str:

@@ -126,6 +126,8 @@ def _write(folder: Folder, seen: Observed, writer: Writer) -> ItemId:
             item = _actionable(folder, seen.row.item)
             shown = folder.tree.row(item)
             place = (folder.tree.representative(seen.parent), seen.name)
+            if _is_our_doing(folder, seen):
+                return seen.row.item
             if shown is None or (shown.parent, shown.name) != place:
                 writer.move(item, seen.parent, seen.name)
             return item
@@ -138,8 +140,25 @@ def _write(folder: Folder, seen: Observed, writer: Writer) -> ItemId:
             return seen.row.item
 
 
+def _is_our_doing(folder: Folder, seen: Moved | Edited) -> bool:
+    """True for what the applier had done when the process died, before it could record it."""
+    intent = folder.disk.intent(seen.row.item)
+    if intent is None:
+        return False
+    if isinstance(seen, Moved):
+        return (intent.parent, intent.name) == (seen.parent, seen.name)
+    return intent.digest == seen.described.digest
+
+
 def _write_created(folder: Folder, seen: Created, writer: Writer) -> ItemId:
     draft = seen.described.draft
+    intent = folder.disk.intent_at(seen.parent, seen.name)
+    if (
+        intent is not None
+        and intent.digest == seen.described.digest
+        and folder.disk.get(intent.item) is None
+    ):
+        return intent.item
     shown = _adopted(folder, seen)
     if shown is not None:
         return shown.item
@@ -163,6 +182,8 @@ def _adopted(folder: Folder, seen: Created) -> ViewRow | None:
 
 def _write_edited(folder: Folder, seen: Edited, writer: Writer) -> ItemId:
     draft, digest = seen.described.draft, seen.described.digest
+    if digest != seen.row.digest and _is_our_doing(folder, seen):
+        return seen.row.item
     item = _actionable(folder, seen.row.item)
     shown = folder.tree.row(item)
     if shown is not None and adopts(shown.content, digest, draft.executable):
@@ -260,6 +281,9 @@ def _version_on_disk(folder: Folder, item: ItemId, described: Described) -> Vers
             return content.version
         if (content.mtime_ns, content.executable) == (draft.mtime_ns, draft.executable):
             return content.version
+    intent = folder.disk.intent(item)
+    if intent is not None and intent.digest == described.digest:
+        return intent.version  # put here by us; the view has moved on since
     return EMPTY
 
 

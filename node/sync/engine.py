@@ -287,6 +287,8 @@ class FolderEngine:
 
     def _take_report(self, report: ScanReport) -> None:
         if report.full:
+            with self.folder.transaction():
+                self.folder.disk.forget_intents()
             self.warnings = {path: why for path, why in self.warnings.items() if not path}
         for path, why in report.warnings.items():
             self.warn(path, why)

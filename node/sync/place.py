@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from crdt.ids import ItemId
 from crdt.slot import Kind
 from crdt.tree import ViewRow
 from node.files.applier import MakeDirectory, Outcome, Place, Relocate, Remove, SetMetadata
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from node.sync.apply import Job
 
 
-def record(folder: Folder, done: Sequence[tuple[Job, Outcome]]) -> None:
-    """Make the disk rows say what lies on the disk now."""
+def record(folder: Folder, done: Sequence[tuple[Job, Outcome]], tried: Sequence[ItemId]) -> None:
+    """Make the disk rows say what lies on the disk now; what was `tried` is intended no more."""
     with folder.transaction():
+        folder.disk.fulfil(tried)
         for job, outcome in done:
             _record(folder, job, outcome)
         folder.look_at([job.item for job, _ in done])

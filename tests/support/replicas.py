@@ -82,6 +82,7 @@ class Replica:
         self.state: State = {}
         self.have = VersionVector()
         self.lamport = 0
+        self.revision = 0
         self.revisions: dict[ItemId, int] = {}
         self.seen: dict[ItemId, ViewRow] = {}
         self.entries: list[Entry] = []  # written here
@@ -130,9 +131,10 @@ class Replica:
         assert self.ready(entry)
         self.have = self.have.with_counter(entry.device, entry.seq)
         self.lamport = max(self.lamport, entry.lamport)
+        self.revision += 1
         for of, slot in entry.writes:
             self.state[of, entry.device] = merge(self.state.get((of, entry.device)), slot)
-            self.revisions[of] = self.revisions.get(of, 0) + 1
+            self.revisions[of] = self.revision
         self._view = None
 
     def ready(self, entry: Entry) -> bool:

@@ -95,8 +95,8 @@ def wait_until_equal(
 ) -> Tree:
     """Poll until all trees are equal, twice in a row; returns the tree.
 
-    With `expected`, also until the tree is that one, or one that it finds as it should be: two trees
-    may be equal before anything has begun.
+    With `expected`, also until the tree is that one, or one that it finds as it should be: two
+    trees may be equal before anything has begun.
     """
     deadline = time.monotonic() + timeout_s
     last: list[str] = ["never looked"]

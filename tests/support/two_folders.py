@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import trio
 import trio.testing
@@ -17,7 +18,6 @@ from node.files.memory import MemoryFileSystem
 from node.files.port import FileSystem
 from node.files.root_marker import make_layout
 from node.index.database import open_database
-from node.ports import Clock
 from node.sync.apply import Apply
 from node.sync.assemble import Assembler
 from node.sync.folder import Folder
@@ -69,7 +69,7 @@ class InlineThreads:
 class Box:
     """One device with one folder on one disk."""
 
-    def __init__(self, seed: int, fs: MemoryFileSystem, clock: Clock) -> None:
+    def __init__(self, seed: int, fs: MemoryFileSystem, clock: StepClock) -> None:
         self.fs = fs
         self.clock = clock
         self.random = SeededRandom(seed)
@@ -164,6 +164,19 @@ class Box:
             await trio.testing.wait_all_tasks_blocked(0.001)
             nursery.cancel_scope.cancel()
         return service
+
+    @contextlib.contextmanager
+    def dying_before_it_records(self) -> Iterator[None]:
+        """Within the block what the applier does reaches the disk, and nothing more the index."""
+        self.database.connection.execute(
+            "CREATE TEMP TRIGGER dying BEFORE INSERT ON disk "
+            "BEGIN SELECT RAISE(ABORT, 'the process died'); END"
+        )
+        try:
+            with contextlib.suppress(BaseExceptionGroup):
+                yield
+        finally:
+            self.database.connection.execute("DROP TRIGGER dying")
 
     async def settle(self, *, rounds: int = 20, all_blocks: bool = True) -> None:
         """Scan and apply until the disk shows the view, as far as blocks are to be had."""

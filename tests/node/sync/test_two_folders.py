@@ -182,3 +182,27 @@ async def test_a_large_loser_of_a_conflict_keeps_its_blocks() -> None:
     await b.settle()
     await settle_all(a, b)
     assert {bytes([one[0]]) for one in a.tree().values() if isinstance(one, bytes)} == {b"1", b"2"}
+
+
+async def test_what_was_placed_but_not_recorded_is_no_edit_when_the_view_has_moved_on() -> None:
+    # Found by killing nodes: deleted files came back, since a crash made our own doing look new.
+    a, b = boxes(2)
+    a.fs.write_file("f", b"1")
+    await settle_all(a, b)
+    a.fs.write_file("f", b"2")
+    a.fs.write_file("g", b"new")
+    await a.settle()
+    exchange(a, b)
+    b.clock.now_ns += 10**9  # so that a scan can be sure of what it sees
+    await b.scan()
+    with b.dying_before_it_records():
+        await b.apply()
+    assert b.tree() == {"f": b"2", "g": b"new"}
+    a.fs.unlink("f")
+    a.fs.unlink("g")
+    await a.settle()
+    exchange(a, b)
+    await b.settle()
+    await settle_all(a, b)
+    assert a.tree() == {}
+    assert b.identity.device not in b.folder.have, "b had nothing to say"

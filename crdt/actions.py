@@ -173,6 +173,17 @@ class Writer:
         """All that an item stands for and that has slots."""
         return [member for member in self._tree.members(item) if self._slots(member)]
 
+    def withdraw(self, item: ItemId, version: VersionVector) -> None:
+        """The person removed our own content `version`, not having seen the item's other heads: they
+        stay, and nobody waits for bytes that are gone.
+        """
+        slots = self._slots(item)
+        own, others = slots.get(self._device), maximal(slots)
+        if own is None or own.content is None or own.content.version != version:
+            return
+        if own.content in others and len(others) > 1:
+            self._writes[item] = Slot(counter=self._counter, placements=own.placements)
+
     def _put(
         self,
         item: ItemId,

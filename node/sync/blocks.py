@@ -112,6 +112,12 @@ class BlockExchange:
         assert awaited.data is not None
         return awaited.data
 
+    def peer_advanced(self, peer: DeviceId) -> None:
+        """A peer's disk got further: it may have by now what it said it lacked."""
+        if self._fetcher.statistics().unavailable and (peer, True) in self._outboxes:
+            for block in list(self._awaited):
+                self._carry(self._fetcher.has(peer, block, now=trio.current_time()))
+
     async def serve(self) -> None:
         """Send out what was wanted since, and look after slow peers, until cancelled."""
         while True:

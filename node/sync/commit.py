@@ -135,6 +135,8 @@ def _write(folder: Folder, seen: Observed, writer: Writer) -> ItemId:
             shown = folder.tree.row(seen.row.item)
             if shown is not None and shown.revision == seen.row.revision:
                 writer.delete(seen.row.item)
+            elif shown is not None:
+                writer.withdraw(seen.row.item, seen.row.version)
             return seen.row.item
         case Touched():
             return seen.row.item

@@ -323,6 +323,7 @@ class FolderEngine:
             self._awaits_own_log = False
             self.scans.everything()
         self.peers[device] = PeerView(True, name, have, complete)
+        self.blocks.peer_advanced(device)
         self.changed.ring()
 
     def peer_gone(self, device: DeviceId) -> None:

@@ -29,7 +29,7 @@ import pytest
 from tests.support.processes import Device, two_members
 from tests.support.trees import contents, pause, wait_until_equal
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.kills, pytest.mark.timeout(240)]
 
 SEED = 20_261_121
 KILLS_EACH = 25

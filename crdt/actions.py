@@ -174,8 +174,8 @@ class Writer:
         return [member for member in self._tree.members(item) if self._slots(member)]
 
     def withdraw(self, item: ItemId, version: VersionVector) -> None:
-        """The person removed our own content `version`, not having seen the item's other heads: they
-        stay, and nobody waits for bytes that are gone.
+        """The person removed our own content `version`, not having seen the item's other heads:
+        they stay, and nobody waits for bytes that are gone.
         """
         slots = self._slots(item)
         own, others = slots.get(self._device), maximal(slots)

@@ -82,6 +82,12 @@ def check_directory(directory: Path, home: Home) -> FolderConfig | None:
             f"{directory} is the root of a folder that another home keeps in sync. {safe} "
             "Use that home (--home), or choose another directory."
         )
+    for inner, names, _ in os.walk(directory):
+        if ".shoal" in names and (Path(inner) / ROOT_MARKER).exists():
+            raise DirectoryError(
+                f"{directory} holds {inner}, which is a synced folder already. {safe} Choose a "
+                "directory beside it."
+            )
     existing = directory
     while not existing.exists():
         existing = existing.parent

@@ -189,6 +189,10 @@ class FolderEngine:
         self.changed.ring()
 
     def _allowed(self) -> bool:
+        if self._awaits_own_log:
+            own, have = self.folder.identity.device, self.folder.have
+            told = [peer.have[own] for peer in self.peers.values() if peer.connected]
+            self._awaits_own_log = not any(have.covers(own, seq) for seq in told)
         return self.stopped is None and not self.paused and not self._awaits_own_log
 
     async def root_is_ours(self) -> bool:
@@ -318,10 +322,6 @@ class FolderEngine:
         self, device: DeviceId, name: str, have: VersionVector, complete: VersionVector
     ) -> None:
         """A connected peer told its state."""
-        own = self.folder.identity.device
-        if self._awaits_own_log and self.folder.have.covers(own, have[own]):
-            self._awaits_own_log = False
-            self.scans.everything()
         self.peers[device] = PeerView(True, name, have, complete)
         self.blocks.peer_advanced(device)
         self.changed.ring()

@@ -293,7 +293,8 @@ class FolderEngine:
         if report.full:
             with self.folder.transaction():
                 self.folder.disk.forget_intents()
-            self.warnings = {path: why for path, why in self.warnings.items() if not path}
+            # Those about a path are found again, or are over.
+            self.warnings = {key: why for key, why in self.warnings.items() if key == why}
         for path, why in report.warnings.items():
             self.warn(path, why)
         self.apply.retry_all()

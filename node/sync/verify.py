@@ -22,6 +22,7 @@ from node.sync.engine import FolderEngine
 from node.sync.observed import Described
 
 REPAIR_TIMEOUT_S: Final = 60.0  # for all damaged files together, from the last progress on
+ALONE_TIMEOUT_S: Final = 1.0  # no peer to ask: only other files of this disk may have the blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,8 @@ async def _repair(engine: FolderEngine, items: list[ItemId]) -> set[ItemId]:
                 folder.locations.drop(item)
     folder.look_at(items)
     folder.work.ring()
-    with trio.move_on_after(REPAIR_TIMEOUT_S):
+    reachable = any(peer.connected for peer in engine.peers.values())
+    with trio.move_on_after(REPAIR_TIMEOUT_S if reachable else ALONE_TIMEOUT_S):
         while any(item in folder.pending for item in items):
             await engine.changed.wait_past(engine.changed.count)
     return {item for item in items if item not in folder.pending}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from crdt.ids import DeviceId
 from node.cli.exit_codes import EXIT_CODES
 from tests.support.processes import ROOT, Device, on_loopback, two_members
 from tests.support.trees import wait_for, wait_until_equal
@@ -47,8 +50,8 @@ def test_status(pair: tuple[Device, Device]) -> None:
     anna, ben = pair
     wait_until_equal(anna.directory, ben.directory, expected=lambda tree: len(tree) == 2)
     anna.wait(devices=2)
-    status = anna.status()
-    assert len(status["device"]) == 56
+    status = anna.run_json("status")
+    assert DeviceId.from_text(status["device"]).text == status["device"]
     (folder,) = status["folders"]
     assert folder["path"] == str(anna.directory)
     assert folder["state"] == "in sync"
@@ -295,7 +298,7 @@ def test_verify_finds_rot_and_mends_it_from_a_peer(tmp_path: Path) -> None:
         anna.wait(devices=2)
         sound = anna.run_json("verify", str(anna.directory))
         assert sound == {"files": 2, "bytes": 300_006, "damaged": []}
-        rot(ben.directory / "precious.bin")
+        rot(ben, "precious.bin")
         found = ben.run_json("verify", str(ben.directory))
         (damage,) = found["damaged"]
         assert damage["path"] == "precious.bin"
@@ -310,7 +313,7 @@ def test_verify_says_when_nobody_can_mend(tmp_path: Path) -> None:
         (anna.directory / "precious.bin").write_bytes(os.urandom(300_000))
         anna.up()
         anna.wait(devices=1)
-        rot(anna.directory / "precious.bin")
+        rot(anna, "precious.bin")
         done = anna.run("verify", str(anna.directory), "--json", check=False)
         assert done.returncode == DAMAGE_FOUND
         (damage,) = json.loads(done.stdout)["damaged"]
@@ -318,17 +321,26 @@ def test_verify_says_when_nobody_can_mend(tmp_path: Path) -> None:
         assert not damage["repaired"]
 
 
-def rot(path: Path) -> None:
-    """Change bytes as a disk does: no program wrote, so no time changed.
+def rot(device: Device, name: str) -> None:
+    """Change bytes as a failing disk does: without an event, and with every time as it was.
 
-    Only ctime cannot be set back, so a node may call it an edit of content as well; it must look
-    before it does, as size and mtime are the old ones.
+    No program can set a ctime back, so the index is told the new one while nobody looks.
     """
-    status = path.stat()
+    device.stop()
+    path = device.directory / name
+    before = path.stat()
     with path.open("r+b") as file:
         file.seek(200_000)
         file.write(b"rotten")
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    (index,) = device.home.glob("folders/*/index.sqlite")
+    with contextlib.closing(sqlite3.connect(index)) as connection, connection:
+        changed = connection.execute(
+            "UPDATE disk SET ctime_ns = ? WHERE name = ?", (path.stat().st_ctime_ns, name)
+        )
+        assert changed.rowcount == 1
+    device.up()
+    wait_for(lambda: device.folder()["state"] == "in sync")
 
 
 def test_logs(pair: tuple[Device, Device]) -> None:

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.kills, pytest.mark.timeout(240)]
 
 SEED = 20_261_121
 KILLS_EACH = 25
-LIFE_MAX_S = 2.6  # from the start of the process; it takes about one second to be ready
+LIFE_MAX_S = 2.2  # from the start of the process; it takes about one second to be ready
 CONVERGE_TIMEOUT_S = 60.0
 OWN_FILES_MAX = 60
 SHARED_FILES = 6

@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from node.control.client import ControlClient
+from node.control.facade import EXPIRES_DEFAULT_S, USES_DEFAULT, Role
+from node.control.shapes import to_json
 from tests.support.netns import Host
 
 READY_TIMEOUT_S = 60.0
@@ -132,26 +135,34 @@ class Device:
         """One CLI call with `--json`; what it printed."""
         return json.loads(self.run(*arguments, "--json").stdout)
 
+    # The next four ask as the CLI does, without starting a Python for every question.
+
     def invite(self, *options: str) -> str:
         """A fresh invitation."""
-        return self.run("invite", str(self.directory), *options).stdout.splitlines()[0]
+        if options:
+            return self.run("invite", str(self.directory), *options).stdout.splitlines()[0]
+        with ControlClient(self.home) as client:
+            return client.invite(
+                self.directory, role=Role.EDITOR, uses=USES_DEFAULT, expires_s=EXPIRES_DEFAULT_S
+            )
 
     def status(self) -> dict[str, Any]:
-        """`shoal status --json`."""
-        status: dict[str, Any] = self.run_json("status")
+        """What `shoal status --json` says."""
+        with ControlClient(self.home) as client:
+            status: dict[str, Any] = to_json(client.status())
         return status
 
     def folder(self) -> dict[str, Any]:
-        """This device's only folder in `shoal status --json`."""
+        """This device's only folder in `status`."""
         (folder,) = self.status()["folders"]
         assert isinstance(folder, dict)
         return folder
 
     def wait(self, devices: int, timeout_s: float = 60.0) -> None:
-        """`shoal wait`."""
-        self.run(
-            "wait", str(self.directory), "--devices", str(devices), "--timeout", str(timeout_s)
-        )
+        """As `shoal wait`; fails when the time is over."""
+        with ControlClient(self.home) as client:
+            result = client.wait(self.directory, devices=devices, timeout_s=timeout_s)
+        assert result.reached, f"{result} after {timeout_s} s, wanted {devices}:\n{self.tail()}"
 
     @property
     def running(self) -> bool:

@@ -219,7 +219,7 @@ class Scan:
             candidate = Candidate(join(path, row.name), parent, row.name, stat, row)
             if row.name in replaced:
                 continue
-            if row.item in self._moved:
+            if self._moved_away(row):
                 self._take_new(replace(candidate, row=None), below, candidates)
             elif row.kind is Kind.DIRECTORY:
                 self._batch.append(Touched(row, stat))
@@ -318,7 +318,7 @@ class Scan:
 
     async def _take_described(self, candidate: Candidate, described: Described) -> None:
         row, stat = candidate.row, described.stat
-        if row is not None and row.item not in self._moved:
+        if row is not None and not self._moved_away(row):
             same = (row.digest, row.mtime_ns, row.executable)
             now = (described.digest, stat.mtime_ns, stat.executable)
             self._batch.append(Touched(row, stat) if same == now else Edited(row, described))
@@ -357,22 +357,32 @@ class Scan:
         ]
         for row in gone:
             del self._missing[row.item]
-        if not gone or not await self._may_delete():
-            if batch:
-                self._write(batch)
-            return
-        async with self._lock:
-            deleted: list[Observed] = []
-            for row in gone:
-                if await self._is_gone(row):
-                    deleted += [Deleted(below) for below in self._below(row)]
-            # Deletions first: a newcomer robs the old item of its name, which the deleter has not
-            # seen.
-            batch = [*deleted, *batch]
-            for start in range(0, len(batch), BATCH_FILES_MAX):
-                self._write(batch[start : start + BATCH_FILES_MAX])
+        if gone and await self._may_delete():
+            async with self._lock:
+                deleted: list[Observed] = []
+                for row in gone:
+                    if await self._is_gone(row):
+                        deleted += [Deleted(below) for below in self._below(row)]
+                # Deletions first: a newcomer robs the old item of its name, which the deleter has
+                # not seen.
+                self._write([*deleted, *batch])
+        else:
+            self._write(batch)
+        for item in self._moved:
+            self._missing.pop(item, None)
+        self._moved.clear()  # their rows say from now on where they are
+
+    def _moved_away(self, row: DiskRow) -> bool:
+        """True when the item of `row`, read earlier in this run, was found elsewhere since."""
+        now = self._folder.disk.get(row.item)
+        here = now is not None and (now.parent, now.name) == (row.parent, row.name)
+        return row.item in self._moved or not here
 
     def _write(self, batch: list[Observed]) -> None:
+        for start in range(0, len(batch), BATCH_FILES_MAX):
+            self._write_some(batch[start : start + BATCH_FILES_MAX])
+
+    def _write_some(self, batch: list[Observed]) -> None:
         for seen in commit_observed(self._folder, batch):
             name = seen.name if isinstance(seen, Created | Moved) else seen.row.name
             self.report.warnings[name] = "changed here, but this device may only read; kept local"

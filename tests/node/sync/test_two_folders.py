@@ -171,6 +171,40 @@ async def test_a_new_file_that_changes_within_one_scan_run_is_one_item() -> None
     assert b.tree() == {"f": b"second"}
 
 
+async def test_what_moves_and_is_replaced_within_one_scan_run_is_one_item() -> None:
+    # Found by killing nodes: the move was committed, and what replaced it was taken for a newcomer.
+    a, b = boxes(2)
+    a.fs.write_file("f", b"first")
+    await settle_all(a, b)
+    scan = a.make_scan()
+    a.fs.rename("f", "g")
+    await scan.paths(["f", "g"])
+    a.fs.write_file("new", b"second")
+    a.fs.unlink("g")
+    a.fs.rename("new", "g")
+    await scan.paths(["g"])
+    await scan.finish()
+    await settle_all(a, b)
+    assert a.tree() == b.tree() == {"g": b"second"}
+
+
+async def test_what_becomes_a_directory_within_one_scan_run_is_gone() -> None:
+    # Found by two real devices: the applier came between the newcomer and the deletion.
+    a, b = boxes(2)
+    a.fs.write_file("f", b"first")
+    await settle_all(a, b)
+    scan = a.make_scan()
+    a.fs.unlink("f")
+    a.fs.mkdir("f")
+    await scan.paths(["f"])
+    await scan.paths([])
+    await a.apply()
+    await scan.finish()
+    await settle_all(a, b)
+    assert a.tree() == b.tree()
+    assert list(a.tree()) == ["f"]
+
+
 async def test_a_large_loser_of_a_conflict_keeps_its_blocks() -> None:
     # Found by killing nodes: the winner displaced the loser's file, the only holder of its blocks.
     a, b = boxes(2)

@@ -186,9 +186,11 @@ class Api:
         """See `NodeFacade`."""
         found = await verify_folder(self._find(directory).engine)
         return VerifyResult(
-            files=found.files,
+            checked=found.files,
             bytes=found.bytes,
-            damaged=tuple(Damage(d.path, d.message, d.repaired) for d in found.damaged),
+            damaged=tuple(d.path for d in found.damaged),
+            repaired=tuple(d.path for d in found.damaged if d.repaired),
+            details=tuple(Damage(d.path, d.message, d.repaired) for d in found.damaged),
         )
 
     async def pause(self, directory: str) -> None:

@@ -19,9 +19,9 @@ def verify(invocation: Invocation, directory: Path) -> int:
     """Read every file of the folder that DIR is in, and mend what is damaged."""
     with invocation.client() as client:
         result = client.verify(directory)
-    lines = [f"checked {count_text(result.files, 'file')}, {size_text(result.bytes)}"]
-    for damage in result.damaged:
+    lines = [f"checked {count_text(result.checked, 'file')}, {size_text(result.bytes)}"]
+    for damage in result.details:
         outcome = "mended" if damage.repaired else "NOT mended"
         lines.append(f"{outcome}: {damage.path}: {damage.message}")
     invocation.answer(result, *lines)
-    return OK if all(damage.repaired for damage in result.damaged) else DAMAGE_FOUND
+    return OK if set(result.damaged) <= set(result.repaired) else DAMAGE_FOUND

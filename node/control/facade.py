@@ -152,11 +152,15 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
-    """What reading everything found."""
+    """What reading everything found. `damaged` are all paths that were, mended or not; `repaired`
+    those of them that are whole again.
+    """
 
-    files: int
+    checked: int  # files
     bytes: int
-    damaged: tuple[Damage, ...] = ()
+    damaged: tuple[str, ...] = ()
+    repaired: tuple[str, ...] = ()
+    details: tuple[Damage, ...] = ()  # one for each of `damaged`
 
 
 @dataclass(frozen=True, slots=True)

@@ -297,12 +297,14 @@ def test_verify_finds_rot_and_mends_it_from_a_peer(tmp_path: Path) -> None:
         (anna.directory / "small.txt").write_text("small\n")
         anna.wait(devices=2)
         sound = anna.run_json("verify", str(anna.directory))
-        assert sound == {"files": 2, "bytes": 300_006, "damaged": []}
+        assert (sound["checked"], sound["damaged"], sound["repaired"]) == (2, [], [])
+        assert sound["bytes"] == 300_006
         rot(ben, "precious.bin")
         found = ben.run_json("verify", str(ben.directory))
-        (damage,) = found["damaged"]
-        assert damage["path"] == "precious.bin"
-        assert damage["repaired"]
+        assert found["damaged"] == found["repaired"] == ["precious.bin"]
+        (detail,) = found["details"]
+        assert detail["path"] == "precious.bin"
+        assert detail["repaired"]
         assert (ben.directory / "precious.bin").read_bytes() == content
         assert (anna.directory / "precious.bin").read_bytes() == content
 
@@ -316,9 +318,10 @@ def test_verify_says_when_nobody_can_mend(tmp_path: Path) -> None:
         rot(anna, "precious.bin")
         done = anna.run("verify", str(anna.directory), "--json", check=False)
         assert done.returncode == DAMAGE_FOUND
-        (damage,) = json.loads(done.stdout)["damaged"]
-        assert damage["path"] == "precious.bin"
-        assert not damage["repaired"]
+        found = json.loads(done.stdout)
+        assert (found["damaged"], found["repaired"]) == (["precious.bin"], [])
+        assert not found["details"][0]["repaired"]
+        assert "no peer could mend it" in found["details"][0]["message"]
 
 
 def rot(device: Device, name: str) -> None:

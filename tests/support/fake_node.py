@@ -125,7 +125,13 @@ class FakeNode:
 
     def rot(self, *, repaired: bool) -> None:
         """Let `verify` find something."""
-        self.verified = VerifyResult(3, 4096, (Damage("a.txt", "wrong content", repaired),))
+        self.verified = VerifyResult(
+            3,
+            4096,
+            damaged=("a.txt",),
+            repaired=("a.txt",) if repaired else (),
+            details=(Damage("a.txt", "wrong content", repaired),),
+        )
 
     def _check(self) -> None:
         failure, self.failure = self.failure, None

@@ -203,7 +203,13 @@ async def test_verify(node: FakeNode, shoal: Shoal) -> None:
     node.rot(repaired=False)
     code, out, _ = await shoal("verify", node.folder.path, "--json")
     assert code == 5
-    assert json.loads(out)["damaged"][0]["repaired"] is False
+    assert json.loads(out) == {
+        "checked": 3,
+        "bytes": 4096,
+        "damaged": ["a.txt"],
+        "repaired": [],
+        "details": [{"path": "a.txt", "message": "wrong content", "repaired": False}],
+    }
 
 
 async def test_logs(node: FakeNode, shoal: Shoal) -> None:

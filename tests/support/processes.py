@@ -230,13 +230,29 @@ def on_loopback(base: Path, name: str, *, port: int = 0, peers: tuple[int, ...] 
 
 
 @contextlib.contextmanager
+def members(base: Path, *names: str) -> Iterator[tuple[Device, ...]]:
+    """Running members of one folder on loopback, all of whom know each other's address."""
+    ports = {name: free_port() for name in names}
+    with contextlib.ExitStack() as stack:
+        devices = tuple(
+            stack.enter_context(
+                on_loopback(
+                    base,
+                    name,
+                    port=ports[name],
+                    peers=tuple(port for other, port in ports.items() if other != name),
+                )
+            )
+            for name in names
+        )
+        devices[0].up()
+        for device in devices[1:]:
+            device.join(devices[0].invite())
+        yield devices
+
+
+@contextlib.contextmanager
 def two_members(base: Path) -> Iterator[tuple[Device, Device]]:
     """Two running members of one folder on loopback, who know each other's address."""
-    ports = free_port(), free_port()
-    with (
-        on_loopback(base, "anna", port=ports[0], peers=(ports[1],)) as anna,
-        on_loopback(base, "ben", port=ports[1], peers=(ports[0],)) as ben,
-    ):
-        anna.up()
-        ben.join(anna.invite())
+    with members(base, "anna", "ben") as (anna, ben):
         yield anna, ben

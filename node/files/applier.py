@@ -214,7 +214,12 @@ def _place(fs: FileSystem, job: Place) -> Outcome:
     if not same_file_moved(fs.lstat(job.temporary), job.expected):
         fs.exchange(job.temporary, job.target)
         return Outcome(Verdict.CHANGED)
-    fs.rename(job.temporary, job.history)
+    try:
+        fs.rename(job.temporary, job.history)
+    except OSError:
+        # The next try writes over `temporary`, where the only copy of the old content may lie.
+        fs.exchange(job.temporary, job.target)
+        raise
     return Outcome(Verdict.DONE, fs.lstat(job.target), displaced=True)
 
 
@@ -225,7 +230,11 @@ def _place_in_two_steps(fs: FileSystem, job: Place, expected: DiskRow) -> Outcom
     if not same_file_moved(fs.lstat(job.history), expected):
         fs.rename(job.history, job.target)
         return Outcome(Verdict.CHANGED)
-    fs.rename(job.temporary, job.target)
+    try:
+        fs.rename(job.temporary, job.target)
+    except OSError:
+        fs.rename(job.history, job.target)
+        raise
     return Outcome(Verdict.DONE, fs.lstat(job.target), displaced=True)
 
 

@@ -27,6 +27,10 @@ class DamagedIndexError(IntegrityError):
     """The index cannot be read. The folder's files are safe; the index can be rebuilt from them."""
 
 
+class IndexUnwritableError(WorldError):
+    """The disk with the index is full, read-only or failing. Nothing was changed; try again."""
+
+
 class Database:
     """A connection and its transactions."""
 
@@ -34,12 +38,20 @@ class Database:
         self.connection = connection
         self._depth = 0
 
+    @property
+    def in_transaction(self) -> bool:
+        """True within `transaction`."""
+        return self._depth > 0
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the block in one transaction: all of it is durable afterwards, or none of it
         happened.
 
         Transactions nest; only the outermost commits.
+
+        Raises:
+            IndexUnwritableError: the disk refused; nothing happened.
         """
         if self._depth:
             self._depth += 1
@@ -48,26 +60,23 @@ class Database:
             finally:
                 self._depth -= 1
             return
-        self.connection.execute("BEGIN IMMEDIATE")
-        self._depth = 1
         try:
+            self.connection.execute("BEGIN IMMEDIATE")
+            self._depth = 1
             yield self.connection
-        except BaseException:
-            self._depth = 0
-            self.connection.execute("ROLLBACK")
-            raise
-        self._depth = 0
-        self._commit()
-
-    def _commit(self) -> None:
-        try:
             self.connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except BaseException as error:
+            # SQLite may have rolled back by itself: a full disk ends a transaction at once.
             with contextlib.suppress(sqlite3.Error):
                 self.connection.execute("ROLLBACK")
-            raise WorldError(
-                f"the index could not be written ({error}); nothing was changed"
-            ) from error
+            if isinstance(error, sqlite3.Error) and _is_the_disk(error):
+                raise IndexUnwritableError(
+                    f"the index could not be written ({error}). Nothing was lost; it is tried "
+                    "again. Is the disk with the home full, or read-only?"
+                ) from error
+            raise
+        finally:
+            self._depth = 0
 
     def close(self) -> None:
         """Fold the write-ahead log in and close."""
@@ -110,6 +119,18 @@ def is_damage(error: sqlite3.Error) -> bool:
     """True when SQLite says that the file itself is broken, rather than the disk full or busy."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
     return code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def _is_the_disk(error: sqlite3.Error) -> bool:
+    """True when the disk refused, and may do better later."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF in {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_BUSY,
+    }
 
 
 def _prepare(connection: sqlite3.Connection, path: Path | None) -> None:

@@ -8,6 +8,7 @@ what lies there already is read, checked against the block's id, and kept if it 
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -62,15 +63,32 @@ class Assembler:
         self._threads = threads
         self._source = source
         self._key = key
+        self._promised = 0  # bytes that files on their way in will still take
 
     async def assemble(self, item: ItemId, content: Content) -> Assembled:
         """Bring together the content of a file that has a manifest.
 
         Raises:
-            OSError: the disk refused.
+            OSError: the disk refused, or has no room for all of it; then nothing was written.
             ShoalError: the manifest makes no sense.
         """
         assert content.manifest is not None, "small files are inline"
+        part = part_path(item, content.digest)
+        if content.size <= MEMORY_SIZE_MAX:
+            return await self._bring_together(item, content, part)
+        # Before the manifest is walked: a few nodes may claim petabytes.
+        free, needed = await self._threads.run(_room, self._fs, part, content.size)
+        # What others were promised counts, or two files would fill the disk and neither be done.
+        if needed > free - self._promised:
+            raise OSError(errno.ENOSPC, f"no room on the disk for its {content.size:,} bytes")
+        self._promised += needed
+        try:
+            return await self._bring_together(item, content, part)
+        finally:
+            self._promised -= needed
+
+    async def _bring_together(self, item: ItemId, content: Content, part: str) -> Assembled:
+        assert content.manifest is not None
         nodes: dict[BlockId, bytes] = {}
         blocks: list[tuple[BlockRef, int]] = []
         walk = Walk(content.manifest, content.size)
@@ -78,7 +96,7 @@ class Assembler:
             nodes[wanted.block] = data = await self._source.node(wanted)
             walk.feed(data)
         blocks += walk.blocks()
-        swap, part = swap_path(item, content.digest), part_path(item, content.digest)
+        swap = swap_path(item, content.digest)
         if content.size <= MEMORY_SIZE_MAX:
             data = await self._in_memory(blocks, content.size)
             return Assembled(content.digest, data, swap, tuple(blocks), nodes)
@@ -148,6 +166,15 @@ def part_path(item: ItemId, digest: bytes) -> str:
 
 def _largest(blocks: list[tuple[BlockRef, int]]) -> int:
     return max(ref.length for ref, _ in blocks)
+
+
+def _room(fs: FileSystem, part: str, size: int) -> tuple[int, int]:
+    """Bytes that are free, and that a file of `size` still takes, part of which may be there."""
+    try:
+        blocks = fs.lstat(part).blocks
+    except FileNotFoundError:
+        blocks = 0
+    return fs.free_bytes(), max(0, size - 512 * max(0, blocks))
 
 
 def _open_part(fs: FileSystem, path: str, size: int) -> WriteHandle:

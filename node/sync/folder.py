@@ -32,7 +32,7 @@ from node.index.view import TreeIndex
 from node.ports import Clock, Random
 from node.sync.bell import Bell
 from node.sync.describe import Job
-from node.sync.planner import plan_item
+from node.sync.planner import Plan, plan_item
 from transport.identity import Identity
 
 
@@ -66,6 +66,7 @@ class Folder:
         self.locations = Locations(database.connection)
         self.pending: dict[ItemId, int] = {}  # items to work on -> bytes to come; oldest first
         self.revisited: set[ItemId] = set()  # looked at since the applier last took note
+        self._looked: set[ItemId] = set()  # looked at in this transaction
         self.advanced = Bell()  # rings when the log or `complete` grew
         self.work = Bell()  # rings when `pending` grew
         self._complete = EMPTY
@@ -154,27 +155,40 @@ class Folder:
             self.work.ring()
 
     def _look_at(self, item: ItemId) -> None:
+        self._looked.add(item)
+        shown, plan = self._plan(item)
+        if plan.note and shown is not None and not plan.touches_disk:
+            self.disk.note(item, shown.content.version, shown.revision)
+
+    def _plan(self, item: ItemId) -> tuple[ViewRow | None, Plan]:
+        """Plan one item and make `pending` say so."""
         shown, row = self.tree.row(item), self.disk.get(item)
         plan = plan_item(shown, row, self.disk_name(shown))
         self.revisited.add(item)
         if plan.touches_disk:
             arrives = shown is not None and (plan.create or plan.content)
             self.pending[item] = shown.content.size if arrives and shown is not None else 0
-            return
-        self.pending.pop(item, None)
-        if plan.note and shown is not None:
-            self.disk.note(item, shown.content.version, shown.revision)
+        else:
+            self.pending.pop(item, None)
+        return shown, plan
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """One index transaction; what is kept in memory follows a rollback."""
+        if self.database.in_transaction:
+            yield  # what happens to the outer one happens to all
+            return
         try:
             with self.database.transaction():
                 yield
         except BaseException:
             self.log.reload()
             self.reload_roster()
+            for item in self._looked:
+                self._plan(item)
             raise
+        finally:
+            self._looked.clear()
 
     def look_at_all(self) -> None:
         """Compare every view row with its disk row: at the start, once."""

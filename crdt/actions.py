@@ -182,7 +182,9 @@ class Writer:
         if own is None or own.content is None or own.content.version != version:
             return
         if own.content in others and len(others) > 1:
-            self._writes[item] = Slot(counter=self._counter, placements=own.placements)
+            self._writes[item] = Slot(
+                counter=self._counter, placements=own.placements, deleted=own.deleted
+            )
 
     def _put(
         self,
@@ -194,8 +196,8 @@ class Writer:
     ) -> None:
         """Write our slot of `item`.
 
-        What is not given stays, a content only while none saw it; a deletion does not, since a
-        slot that was written after it keeps the item alive anyway.
+        What is not given stays, a content only while none saw it. A deletion stays too: this slot,
+        written after it, keeps the item alive, but what was deleted stays deleted.
         """
         slots = self._slots(item)
         own = slots.get(self._device)
@@ -205,7 +207,7 @@ class Writer:
             counter=self._counter,
             placements=own.placements if places is None and own else places or (),
             content=content,
-            deleted=deleted,
+            deleted=own.deleted if deleted is None and own is not None else deleted,
         )
 
     def _place(self, item: ItemId, parent: ItemId, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,15 +44,18 @@ def placements(slots: Slots) -> list[Placed]:
 
 
 def maximal(slots: Slots) -> list[Content]:
-    """The contents that no other one has seen; equal versions count once. Winner order."""
-    distinct: dict[VersionVector, Content] = {}
-    for slot in slots.values():
-        content = slot.content
-        if content is not None:
-            known = distinct.get(content.version)
-            if known is None or _rank(content) > _rank(known):
-                distinct[content.version] = content
-    contents = list(distinct.values())
+    """The contents that no other one has seen; equal versions count once. Winner order.
+
+    A content that was deleted by somebody who had seen it is none of them while there is another
+    one: an edit that the deleter had not seen brings back the item, not what was deleted, whose
+    bytes may be gone for good.
+    """
+    deletions = [slot.deleted for slot in slots.values() if slot.deleted is not None]
+    contents = _distinct(
+        slot.content
+        for device, slot in slots.items()
+        if not any(seen.covers(device, slot.counter) for seen in deletions)
+    ) or _distinct(slot.content for slot in slots.values())
     if len(contents) > 1:
         contents = [
             c
@@ -61,6 +64,17 @@ def maximal(slots: Slots) -> list[Content]:
         ]
         contents.sort(key=_rank, reverse=True)
     return contents
+
+
+def _distinct(contents: Iterable[Content | None]) -> list[Content]:
+    """One content a version."""
+    distinct: dict[VersionVector, Content] = {}
+    for content in contents:
+        if content is not None:
+            known = distinct.get(content.version)
+            if known is None or _rank(content) > _rank(known):
+                distinct[content.version] = content
+    return list(distinct.values())
 
 
 def heads(slots: Slots) -> list[Content]:

@@ -68,11 +68,13 @@ class Place:
     """Put new content at `target`, displacing `expected` to `history` if given.
 
     `source` is the content of a small file, a symlink's target, or None when the content already
-    lies, whole and written, at `temporary`.
+    lies, whole and written, at `temporary`. What is displaced comes to lie at `swap`, a name under
+    which nothing else ever lies, so that after a crash it is not taken for unfinished work.
     """
 
     target: str
     temporary: str
+    swap: str
     source: bytes | str | None
     mtime_ns: int
     executable: bool
@@ -207,18 +209,23 @@ def _place(fs: FileSystem, job: Place) -> Outcome:
         return Outcome(Verdict.DONE, fs.lstat(job.target))
     if not still_as_agreed(fs.lstat(job.target), job.expected):
         return Outcome(Verdict.CHANGED)
+    fs.rename(job.temporary, job.swap)
     try:
-        fs.exchange(job.temporary, job.target)
+        fs.exchange(job.swap, job.target)
     except ExchangeUnsupportedError:
         return _place_in_two_steps(fs, job, job.expected)
-    if not same_file_moved(fs.lstat(job.temporary), job.expected):
-        fs.exchange(job.temporary, job.target)
+    except OSError:
+        fs.rename(job.swap, job.temporary)
+        raise
+    if not same_file_moved(fs.lstat(job.swap), job.expected):
+        fs.exchange(job.swap, job.target)
+        fs.rename(job.swap, job.temporary)
         return Outcome(Verdict.CHANGED)
     try:
-        fs.rename(job.temporary, job.history)
+        fs.rename(job.swap, job.history)
     except OSError:
-        # The next try writes over `temporary`, where the only copy of the old content may lie.
-        fs.exchange(job.temporary, job.target)
+        fs.exchange(job.swap, job.target)
+        fs.rename(job.swap, job.temporary)
         raise
     return Outcome(Verdict.DONE, fs.lstat(job.target), displaced=True)
 
@@ -229,11 +236,13 @@ def _place_in_two_steps(fs: FileSystem, job: Place, expected: DiskRow) -> Outcom
     fs.rename(job.target, job.history)
     if not same_file_moved(fs.lstat(job.history), expected):
         fs.rename(job.history, job.target)
+        fs.rename(job.swap, job.temporary)
         return Outcome(Verdict.CHANGED)
     try:
-        fs.rename(job.temporary, job.target)
+        fs.rename(job.swap, job.target)
     except OSError:
         fs.rename(job.history, job.target)
+        fs.rename(job.swap, job.temporary)
         raise
     return Outcome(Verdict.DONE, fs.lstat(job.target), displaced=True)
 

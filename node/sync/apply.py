@@ -29,7 +29,7 @@ from node.files.applier import MakeDirectory, Outcome, Place, Relocate, Remove, 
 from node.files.port import FileSystem, join
 from node.index.disk_rows import DiskRow, Intent
 from node.ports import Threads
-from node.sync.assemble import Assembled, Assembler, swap_path
+from node.sync.assemble import Assembled, Assembler, new_path, swap_path
 from node.sync.bell import Bell
 from node.sync.folder import Folder
 from node.sync.place import record
@@ -309,10 +309,10 @@ class Apply:
             return
         if ready is not None:
             source = ready.source
-        temporary = ready.temporary if ready is not None else swap_path(item, content.digest)
         work = Place(
             target=path,
-            temporary=temporary,
+            temporary=ready.temporary if ready is not None else new_path(item),
+            swap=swap_path(item, content.digest),
             source=source,
             mtime_ns=content.mtime_ns,
             executable=content.executable,

@@ -7,7 +7,6 @@ what lies there already is read, checked against the block's id, and kept if it 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -96,15 +95,12 @@ class Assembler:
             nodes[wanted.block] = data = await self._source.node(wanted)
             walk.feed(data)
         blocks += walk.blocks()
-        swap = swap_path(item, content.digest)
         if content.size <= MEMORY_SIZE_MAX:
             data = await self._in_memory(blocks, content.size)
-            return Assembled(content.digest, data, swap, tuple(blocks), nodes)
+            return Assembled(content.digest, data, new_path(item), tuple(blocks), nodes)
+        part = part_path(item, content.digest)
         await self._on_disk(part, blocks, content.size)
-        # From here on the file is whole; after an exchange the same name holds what was displaced,
-        # so it must never be taken for a part again.
-        await self._threads.run(_rename_over, self._fs, part, swap)
-        return Assembled(content.digest, None, swap, tuple(blocks), nodes)
+        return Assembled(content.digest, None, part, tuple(blocks), nodes)
 
     async def _in_memory(self, blocks: list[tuple[BlockRef, int]], size: int) -> bytes:
         if len(blocks) == 1:
@@ -151,8 +147,13 @@ class Assembler:
                 limit.release_on_behalf_of(token)
 
 
+def new_path(item: ItemId) -> str:
+    """Where a small content is written; whatever lies there is unfinished, and ours."""
+    return f"{TMP}/{item.hex()}.new"
+
+
 def swap_path(item: ItemId, digest: bytes) -> str:
-    """Where whole new content waits for its exchange, and where what it displaced lies after it.
+    """Where whole new content lies in the moment of its exchange, and what it displaced after it.
 
     The name says what the content is before the exchange, so that after a crash one can tell.
     """
@@ -184,12 +185,6 @@ def _open_part(fs: FileSystem, path: str, size: int) -> WriteHandle:
         handle = fs.open_write(path)
     handle.truncate(size)
     return handle
-
-
-def _rename_over(fs: FileSystem, part: str, swap: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        fs.unlink(swap)  # a whole file of an earlier try that was never exchanged
-    fs.rename(part, swap)
 
 
 def _missing(

@@ -1,12 +1,13 @@
 """At the start, before anything else: what a crash left in `.shoal/tmp`.
 
     *.part     a transfer that goes on where it was; left alone
-    *.swap     whole content before an exchange, or, after one, what it displaced
+    *.new      a small content that was just being written, and is written again; removed
+    *.swap     whole content right before an exchange, or, after one, what it displaced
     *.parked   an item that waited for its place; its disk row is told where it lies
 
 A `*.swap` file's name says what it held before the exchange; if it still holds that, it was only on
 its way in. If not, it is what was displaced, and may be the only copy of an edit made in the very
-moment of the exchange. So nothing here is deleted: known versions go to `.shoal/history`, and bytes
+moment of the exchange. So none of them is deleted: known versions go to `.shoal/history`, and bytes
 that no version of the item has are put beside the item, for the next scan to find.
 """
 
@@ -42,6 +43,8 @@ def recover(folder: Folder, fs: FileSystem) -> list[str]:
         path = join(TMP, entry.name)
         if ending == "parked" and item is not None:
             _recover_parked(folder, fs, item, entry.name)
+        elif ending == "new" and item is not None and entry.stat.kind is not StatKind.OTHER:
+            fs.unlink(path)
         elif ending == "swap" and entry.stat.kind is not StatKind.OTHER:
             note = _recover_swap(folder, fs, item, path)
             if note is not None:

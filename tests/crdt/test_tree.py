@@ -63,6 +63,36 @@ def test_edit_and_delete_the_edit_survives(a: Replica, b: Replica) -> None:
     assert a.tree() == {"f.txt": b"by b"}
 
 
+def test_what_was_deleted_does_not_come_back_with_an_edit_of_something_older(
+    a: Replica, b: Replica
+) -> None:
+    """The deleter had seen its own edit: nobody may still have those bytes."""
+    a.create(ONE, "f.txt", file(b"base"))
+    sync(a, b)
+    a.edit("f.txt", file(b"by a"))
+    a.delete("f.txt")
+    b.edit("f.txt", file(b"by b"))
+    sync(a, b)
+    assert a.tree() == {"f.txt": b"by b"}
+    a.move("f.txt", "g.txt")
+    sync(a, b)
+    assert b.tree() == {"g.txt": b"by b"}
+    b.edit("g.txt", file(b"by b again"))
+    sync(a, b)
+    assert a.tree() == {"g.txt": b"by b again"}
+
+
+def test_edit_and_rename_and_delete_of_the_edit(a: Replica, b: Replica) -> None:
+    """It lives under its new name, with what lay there when it was renamed."""
+    b.create(ONE, "f.txt", file(b"base"))
+    sync(a, b)
+    a.edit("f.txt", file(b"by a"))
+    a.delete("f.txt")
+    b.move("f.txt", "g.txt")
+    sync(a, b)
+    assert a.tree() == {"g.txt": b"base"}
+
+
 def test_rename_and_rename_the_later_one_wins(a: Replica, b: Replica) -> None:
     a.create(ONE, "f.txt", file(b"base"))
     sync(a, b)

@@ -24,7 +24,10 @@ def place_over(fs: MemoryFileSystem) -> Place:
         ItemId(b"i" * 16), ROOT, "f", Kind.FILE, EMPTY, bytes(32), 0, "f", stat.inode, stat.size,
         stat.mtime_ns, stat.ctime_ns, stat.executable, 0,
     )  # fmt: skip
-    return Place("f", ".shoal/tmp/x.swap", b"new", 0, False, row, ".shoal/history/1")
+    return Place(
+        target="f", temporary=".shoal/tmp/x.new", swap=".shoal/tmp/x.swap", source=b"new",
+        mtime_ns=0, executable=False, expected=row, history=".shoal/history/1",
+    )  # fmt: skip
 
 
 class WithoutExchange(MemoryFileSystem):

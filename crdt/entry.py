@@ -247,8 +247,25 @@ def build(
 Writes = Iterable[tuple[ItemId, Slot]]
 
 
+@dataclass(frozen=True, slots=True)
+class TreeBody:
+    """What a tree entry says: its writes, and when its author's clock says that it was written, in
+    milliseconds since 1970 UTC; None where it does not say. The time is for people: nothing that
+    must agree between devices rests on it.
+    """
+
+    writes: list[tuple[ItemId, Slot]]
+    time_ms: int | None = None
+
+
 def seal_writes(
-    writes: Writes, key: EpochKey, nonce: bytes, *, device: DeviceId, seq: int
+    writes: Writes,
+    key: EpochKey,
+    nonce: bytes,
+    *,
+    device: DeviceId,
+    seq: int,
+    time_ms: int | None = None,
 ) -> bytes:
     """The body of the tree entry `seq` of `device`.
 
@@ -258,6 +275,7 @@ def seal_writes(
         nonce: 24 random bytes.
         device: The author.
         seq: The entry's number; every slot's counter equals it.
+        time_ms: See `TreeBody`.
     Raises:
         ValueError: too many writes, a wrong counter, or a body above `BODY_SIZE_MAX`.
     """
@@ -269,7 +287,8 @@ def seal_writes(
     items = [ROOT, *(item for item, _ in ordered)]
     if any(item <= previous for previous, item in pairwise(items)):
         raise ValueError("an entry writes each item once, and never the root")
-    plain = pack([[item, slot.to_wire()] for item, slot in ordered])
+    wire = [[item, slot.to_wire()] for item, slot in ordered]
+    plain = pack(wire if time_ms is None else {"time": time_ms, "writes": wire})
     if len(plain) > OPENED_SIZE_MAX:
         raise ValueError(f"the writes take {len(plain)} bytes, at most {OPENED_SIZE_MAX} fit")
     squeezed = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(plain)
@@ -282,7 +301,12 @@ def seal_writes(
 
 
 def open_writes(entry: Entry, key: EpochKey) -> list[tuple[ItemId, Slot]]:
-    """Open, decompress and strictly check a tree entry's writes.
+    """The writes of `open_body`."""
+    return open_body(entry, key).writes
+
+
+def open_body(entry: Entry, key: EpochKey) -> TreeBody:
+    """Open, decompress and strictly check what a tree entry says.
 
     Raises:
         IntegrityError: the seal does not hold under `key` at this place.
@@ -295,7 +319,7 @@ def open_writes(entry: Entry, key: EpochKey) -> list[tuple[ItemId, Slot]]:
     opened = open_sealed(key.entry_key, entry.body, associated=associated)
     try:
         wire = unpack(_decompress(unpad(opened)), size_max=OPENED_SIZE_MAX)
-        return _parse_writes(wire, header)
+        return _parse_body(wire, header)
     except ValueError as error:
         raise PeerError(
             f"entry {header.seq} of device {header.device.short} is malformed: {error}"
@@ -311,6 +335,7 @@ def build_tree(
     lamport: int,
     writes: Writes,
     nonce: bytes,
+    time_ms: int | None = None,
 ) -> Entry:
     """Seal and sign the next entry of our own log, a tree entry; see `seal_writes` and `build`.
 
@@ -319,7 +344,9 @@ def build_tree(
             own log would end there, so it is checked here.
     """
     writes = list(writes)
-    body = seal_writes(writes, key, nonce, device=device_of(seed), seq=after.seq + 1)
+    body = seal_writes(
+        writes, key, nonce, device=device_of(seed), seq=after.seq + 1, time_ms=time_ms
+    )
     entry = build(
         seed,
         folder=key.folder,
@@ -363,6 +390,16 @@ def _decompress(stored: bytes) -> bytes:
     if len(plain) != declared:
         raise ValueError("the body does not have the size it declares")
     return plain
+
+
+def _parse_body(wire: object, header: Header) -> TreeBody:
+    """A list of writes, or a map with them and more; what is unknown in the map is left aside."""
+    if not isinstance(wire, dict):
+        return TreeBody(_parse_writes(wire, header))
+    time_ms = wire.get("time")
+    if time_ms is not None and (type(time_ms) is not int or not 0 <= time_ms <= COUNTER_MAX):
+        raise ValueError("the time is a number of milliseconds since 1970")
+    return TreeBody(_parse_writes(wire.get("writes"), header), time_ms)
 
 
 def _parse_writes(wire: object, header: Header) -> list[tuple[ItemId, Slot]]:

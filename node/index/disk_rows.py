@@ -242,7 +242,8 @@ class DiskRows:
 
     def displaced_files(self) -> set[str]:
         """Every file in history that the index knows; for start-up only."""
-        return {file for (file,) in self._db.execute("SELECT file FROM displaced")}
+        rows = self._db.execute("SELECT file FROM displaced WHERE file IS NOT NULL")
+        return {file for (file,) in rows}
 
     def count(self) -> int:
         """How many rows there are; scans, so for start-up only."""

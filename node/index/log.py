@@ -85,13 +85,24 @@ class Log:
         ).fetchone()
         return None if row is None else row[0]
 
-    def append(self, entry: Entry) -> None:
-        """Store an accepted entry; the caller has checked that it follows the last one."""
+    def time_ms(self, device: DeviceId, seq: int) -> int:
+        """When a stored entry was written; 0 when nothing is known of it."""
+        row = self._db.execute(
+            "SELECT time_ms FROM log WHERE device = ? AND seq = ?", (device, seq)
+        ).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def append(self, entry: Entry, *, time_ms: int = 0) -> None:
+        """Store an accepted entry; the caller has checked that it follows the last one.
+
+        `time_ms`: when it was written, in milliseconds since 1970 UTC, as well as we know.
+        """
         header = entry.header
         previous = self.position(header.device).seq
         assert header.seq == previous + 1, f"entry {header.seq} cannot follow {previous}"
         self._db.execute(
-            "INSERT INTO log (device, seq, hash, lamport, kind, entry) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO log (device, seq, hash, lamport, kind, entry, time_ms) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
                 header.device,
                 header.seq,
@@ -99,6 +110,7 @@ class Log:
                 header.lamport,
                 int(header.kind),
                 entry.to_bytes(),
+                time_ms,
             ),
         )
         self._positions[header.device] = entry.position

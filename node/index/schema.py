@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from node.blocks.locate import BLOCKS_SCHEMA
-from node.index.view import TREE_SCHEMA
+from node.index.view import TREE_HISTORY_SCHEMA, TREE_SCHEMA
 
 _NODE_SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -77,5 +77,38 @@ CREATE TABLE displaced (
 );
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_NODE_SCHEMA + TREE_SCHEMA + BLOCKS_SCHEMA,)
+_HISTORY_SCHEMA: Final = """
+ALTER TABLE log ADD COLUMN time_ms INTEGER NOT NULL DEFAULT 0;  -- when written, by its author
+
+CREATE TABLE stored (                 -- the sealed blocks in `.shoal/store`
+    block BLOB PRIMARY KEY,
+    length INTEGER NOT NULL,          -- of the plaintext
+    size INTEGER NOT NULL,            -- on the disk
+    since_s INTEGER                   -- as in past_slots
+) WITHOUT ROWID;
+
+CREATE TABLE kept (
+    id INTEGER PRIMARY KEY,
+    item BLOB NOT NULL,
+    path TEXT NOT NULL,
+    version BLOB NOT NULL,
+    digest BLOB NOT NULL,
+    size INTEGER NOT NULL,
+    time_ns INTEGER NOT NULL,
+    file TEXT UNIQUE,                 -- where the bytes lie as one file; NULL once they are blocks
+    content BLOB,                     -- what it was, canonical wire, once they are blocks
+    since_s INTEGER
+);
+INSERT INTO kept (id, item, path, version, digest, size, time_ns, file)
+    SELECT id, item, path, version, digest, size, time_ns, file FROM displaced;
+DROP TABLE displaced;
+ALTER TABLE kept RENAME TO displaced;
+CREATE INDEX displaced_item ON displaced (item);
+CREATE INDEX displaced_digest ON displaced (digest);
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (
+    _NODE_SCHEMA + TREE_SCHEMA + BLOCKS_SCHEMA,
+    _HISTORY_SCHEMA + TREE_HISTORY_SCHEMA,
+)
 SCHEMA_VERSION: Final = len(MIGRATIONS)

@@ -71,6 +71,22 @@ class SlotTable:
         rows.sort()  # neighbours lie on one page
         self._db.executemany(PUT_SLOT, rows)
 
+    def put_past(self, writes: Iterable[tuple[ItemId, DeviceId, Slot]]) -> None:
+        """Keep slots that were replaced, for history."""
+        self._db.executemany(
+            "INSERT OR IGNORE INTO past_slots (item, device, counter, data) VALUES (?, ?, ?, ?)",
+            [(item, device, slot.counter, pack(slot.to_wire())) for item, device, slot in writes],
+        )
+
+    def ever_of(self, item: ItemId) -> list[tuple[DeviceId, Slot]]:
+        """Every slot that an item has and had, as far as it is still known; in no order."""
+        rows = self._db.execute(
+            "SELECT device, data FROM slots WHERE item = ? "
+            "UNION ALL SELECT device, data FROM past_slots WHERE item = ?",
+            (item, item),
+        )
+        return [(DeviceId(device), self.decode(data)) for device, data in rows]
+
     def decode(self, data: bytes) -> Slot:
         """The slot that `data` encodes."""
         slot = self._decoded.get(data)

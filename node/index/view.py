@@ -27,6 +27,25 @@ from node.index.records import HIDDEN, KEEPS, RECORDS_SCHEMA, Record, Records
 from node.index.slots import SLOTS_SCHEMA, SlotTable
 
 TREE_SCHEMA: Final = SLOTS_SCHEMA + RECORDS_SCHEMA
+TREE_HISTORY_SCHEMA: Final = """
+CREATE TABLE past_slots (             -- slots that a later write of their device replaced
+    item BLOB NOT NULL,
+    device BLOB NOT NULL,
+    counter INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    since_s INTEGER,                  -- on history's own clock; NULL until it came by
+    PRIMARY KEY (item, device, counter)
+);
+CREATE INDEX past_slots_since ON past_slots (since_s);
+
+CREATE TABLE former_places (          -- where items were put that lie elsewhere now
+    parent BLOB NOT NULL,
+    name TEXT NOT NULL,
+    item BLOB NOT NULL,
+    PRIMARY KEY (parent, name, item)
+) WITHOUT ROWID;
+CREATE INDEX tree_gone ON tree (parent, name) WHERE directory IS NULL;
+"""
 ROWS_AT_ONCE: Final = 256  # rows read at once where there may be a million
 
 _ROW: Final = """
@@ -43,6 +62,21 @@ CHILD_ROWS: Final = _ROW + (
 ALL_ROWS: Final = _ROW + f"tree.item > ? ORDER BY tree.item LIMIT {ROWS_AT_ONCE}"
 CONFLICT_ROWS: Final = _ROW + (
     f"tree.item > ? AND conflicts > 0 ORDER BY tree.item LIMIT {ROWS_AT_ONCE}"
+)
+EVER_AT: Final = """
+SELECT item FROM tree WHERE directory = ? AND name = ?
+UNION SELECT item FROM tree WHERE directory = ? AND shown = ?
+UNION SELECT item FROM tree WHERE directory IS NULL AND parent = ? AND name = ?
+UNION SELECT item FROM former_places WHERE parent = ? AND name = ?
+"""
+EVER_IN: Final = """
+SELECT item FROM tree WHERE directory = ?
+UNION SELECT item FROM tree WHERE directory IS NULL AND parent = ?
+UNION SELECT item FROM former_places WHERE parent = ?
+"""
+DELETED: Final = (
+    "SELECT item, parent, name FROM tree WHERE directory IS NULL "  # noqa: S608 - constants only
+    f"AND (parent, name, item) > (?, ?, ?) ORDER BY parent, name, item LIMIT {ROWS_AT_ONCE}"
 )
 MEMBERS: Final = "SELECT item FROM tree WHERE face = ?"
 
@@ -75,6 +109,7 @@ class TreeIndex:
             return set()
         Groups(records).settle(Places(records).settle(written))
         outcome = records.flush()
+        self._note_places(records, written)
         self._db.execute(
             "UPDATE tree_state SET revision = ?, files = files + ?, bytes = bytes + ?, "
             "conflicts = conflicts + ?",
@@ -87,10 +122,14 @@ class TreeIndex:
     ) -> list[Record]:
         """Store what is newer than what is here; returns the records to look at."""
         batch: dict[ItemId, dict[DeviceId, Slot]] = {}
+        past: list[tuple[ItemId, DeviceId, Slot]] = []
         for item, device, slot in writes:
             assert item != ROOT, "entries cannot write the root"
             of = batch.setdefault(item, {})
-            of[device] = merge(of.get(device), slot)
+            older = of.get(device)
+            of[device] = merge(older, slot)
+            if older is not None and of[device] is slot:
+                past.append((item, device, older))
         records.prefetch(batch)
         written: dict[Record, None] = {}
         newer: list[tuple[ItemId, DeviceId, Slot]] = []
@@ -103,6 +142,7 @@ class TreeIndex:
             if not changed:
                 continue
             newer += changed
+            past += [(item, d, known[d]) for _, d, _ in changed if d in known]
             if record is not None and record.copy_of is not None:  # materialised
                 written[records.get(record.copy_of)] = None
             record = records.claim(item)
@@ -110,9 +150,20 @@ class TreeIndex:
             record.revision = revision
             written[record] = None
         self._slots.put(newer)
+        self._slots.put_past(past)
         for record in written:
             records.look(record)
         return list(written)
+
+    def _note_places(self, records: Records, written: Sequence[Record]) -> None:
+        """Remember where the written items were put before: people ask by what was where."""
+        places = set()
+        for record in written:
+            for slot in records.slots(record).values() if record.copy_of is None else ():
+                for placement in slot.placements:
+                    if (placement.parent, placement.name) != (record.parent, record.name):
+                        places.add((placement.parent, placement.name, record.item))
+        self._db.executemany("INSERT OR IGNORE INTO former_places VALUES (?, ?, ?)", places)
 
     # --- reading (see TreeReader) -----------------------------------------------------------------
 
@@ -169,6 +220,38 @@ class TreeIndex:
                 return None
             parent = row.item
         return row
+
+    def ever_at(self, parent: ItemId, name: str) -> set[ItemId]:
+        """Every item that lies or ever lay at `name` in directory `parent`, dead ones too.
+
+        `parent` is the item itself, not what stands for it.
+        """
+        rows = self._db.execute(EVER_AT, (parent, name, parent, name, parent, name, parent, name))
+        return {ItemId(item) for (item,) in rows}
+
+    def ever_in(self, parent: ItemId) -> set[ItemId]:
+        """As `ever_at`, whatever the name."""
+        rows = self._db.execute(EVER_IN, (parent, parent, parent))
+        return {ItemId(item) for (item,) in rows}
+
+    def ever_of(self, item: ItemId) -> list[tuple[DeviceId, Slot]]:
+        """Every slot that the item has and had; see `SlotTable.ever_of`."""
+        return self._slots.ever_of(item)
+
+    def deleted(self) -> Iterator[tuple[ItemId, ItemId, str]]:
+        """(item, its last parent, its last name) of everything that is deleted."""
+        at: tuple[bytes, str, bytes] | None = (b"", "", b"")
+        while at is not None:
+            rows = self._db.execute(DELETED, at).fetchall()
+            last = rows[-1] if len(rows) == ROWS_AT_ONCE else None
+            at = None if last is None else (last[1], last[2], last[0])
+            for item, parent, name in rows:
+                yield ItemId(item), ItemId(parent), name
+
+    def last_place(self, item: ItemId) -> tuple[ItemId, str] | None:
+        """Where the item was last put, whether or not it is shown."""
+        row = self._db.execute("SELECT parent, name FROM tree WHERE item = ?", (item,)).fetchone()
+        return None if row is None or row[0] is None else (ItemId(row[0]), row[1])
 
     def totals(self) -> Totals:
         """What the whole tree shows, without counting it."""

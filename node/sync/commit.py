@@ -71,16 +71,21 @@ def _needs_no_write(folder: Folder, seen: Observed) -> bool:
             return True
 
 
-def _commit_entry(folder: Folder, observations: list[Observed]) -> list[Observed]:
-    """Commit one entry's worth; returns what is left."""
+def new_writer(folder: Folder) -> Writer:
+    """A writer for our next entry; `write_entry` ends it."""
     device = folder.identity.device
-    writer = Writer(
+    return Writer(
         folder.tree,
         device=device,
         counter=folder.log.position(device).seq + 1,
         lamport=folder.log.lamport + 1,
         saw=lambda copy: folder.disk.get(copy) is not None,
     )
+
+
+def _commit_entry(folder: Folder, observations: list[Observed]) -> list[Observed]:
+    """Commit one entry's worth; returns what is left."""
+    writer = new_writer(folder)
     taken: list[tuple[Observed, ItemId]] = []
     inline = 0
     for seen in observations:
@@ -91,8 +96,7 @@ def _commit_entry(folder: Folder, observations: list[Observed]) -> list[Observed
             inline += len(seen.described.draft.inline or b"")
     changed: set[ItemId] = set()
     if writer.writes:
-        folder.log.append(_build_entry(folder, writer.writes))
-        changed = folder.tree.apply((item, device, slot) for item, slot in writer.writes)
+        changed = write_entry(folder, writer)
     for seen, item in taken:
         _record(folder, seen, item)
         changed.add(item)
@@ -100,7 +104,20 @@ def _commit_entry(folder: Folder, observations: list[Observed]) -> list[Observed
     return observations[len(taken) :]
 
 
-def _build_entry(folder: Folder, writes: Sequence[tuple[ItemId, Slot]]) -> entries.Entry:
+def write_entry(folder: Folder, writer: Writer) -> set[ItemId]:
+    """Append what `writer` collected as our next entry and apply it, in the caller's transaction.
+
+    Returns: the items whose view rows changed, for `Folder.look_at`.
+    """
+    time_ms = max(0, folder.clock.wall_ns() // 1_000_000)
+    folder.log.append(_build_entry(folder, writer.writes, time_ms), time_ms=time_ms)
+    device = folder.identity.device
+    return folder.tree.apply((item, device, slot) for item, slot in writer.writes)
+
+
+def _build_entry(
+    folder: Folder, writes: Sequence[tuple[ItemId, Slot]], time_ms: int
+) -> entries.Entry:
     keys = folder.keys
     if keys.current is None:
         raise IntegrityError("no key to write with has reached this device yet")
@@ -112,6 +129,7 @@ def _build_entry(folder: Folder, writes: Sequence[tuple[ItemId, Slot]]) -> entri
         lamport=folder.log.lamport + 1,
         writes=writes,
         nonce=folder.random.bytes(24),
+        time_ms=time_ms,
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from crdt import acceptance
-from crdt.entry import Entry, EntryKind, open_writes
+from crdt.entry import Entry, EntryKind, open_body
 from crdt.errors import PeerError
 from crdt.ids import DeviceId, ItemId
 from crdt.slot import Slot
@@ -128,9 +128,13 @@ class Intake:
     ) -> None:
         folder = self._folder
         opened: list[tuple[ItemId, Slot]] = []
+        # A clock that is ahead of ours is wrong, or ours is: nothing was written in the future.
+        time_ms = max(0, folder.clock.wall_ns() // 1_000_000)
         if entry.header.kind is EntryKind.TREE and counts:
-            opened = open_writes(entry, folder.keys.epoch(entry.header.epoch))
-        folder.log.append(entry)
+            body = open_body(entry, folder.keys.epoch(entry.header.epoch))
+            opened = body.writes
+            time_ms = min(time_ms, time_ms if body.time_ms is None else body.time_ms)
+        folder.log.append(entry, time_ms=time_ms)
         result.accepted += 1
         writes.extend((item, entry.header.device, slot) for item, slot in opened)
         if entry.header.kind is EntryKind.ROSTER:

@@ -22,7 +22,7 @@ from crdt.tree import View, ViewRow, view
 from crdt.version_vector import VersionVector
 from node.index import records, slots
 from node.index import view as view_module
-from node.index.view import TREE_SCHEMA, Totals, TreeIndex
+from node.index.view import TREE_HISTORY_SCHEMA, TREE_SCHEMA, Totals, TreeIndex
 
 DEVICES: Final = [DeviceId(bytes([n]) * 32) for n in (1, 2, 3)]
 ITEMS: Final = [ItemId(bytes([n]) * 16) for n in range(1, 13)]
@@ -38,7 +38,7 @@ class Both:
 
     def __init__(self) -> None:
         self.db = sqlite3.connect(":memory:", isolation_level=None)
-        self.db.executescript(TREE_SCHEMA)
+        self.db.executescript(TREE_SCHEMA + TREE_HISTORY_SCHEMA)
         self.index = TreeIndex(self.db)
         self.state: dict[tuple[ItemId, DeviceId], Slot] = {}
         self.revisions: dict[ItemId, int] = {}
@@ -428,6 +428,7 @@ def test_every_question_has_its_index(question: str, index: str) -> None:
         (view_module.ALL_ROWS, "PRIMARY KEY (item>?)"),
         (view_module.CONFLICT_ROWS, "INDEX tree_conflicts (item>?)"),
         (view_module.MEMBERS, "INDEX tree_face (face=?)"),
+        (view_module.DELETED, "INDEX tree_gone ((parent,name,item)>(?,?,?))"),
     ],
 )
 def test_every_reading_has_its_index(query: str, index: str) -> None:

@@ -69,7 +69,8 @@ class Intent:
     """What the applier was about to put where, noted before it touched the disk.
 
     If the process dies before the disk row says so, and the view moves on meanwhile, only this
-    tells the next scan that what it finds is our own doing, not a person's.
+    tells the next scan that what it finds is our own doing, not a person's. `history` is where what
+    lay there before goes, if anything did: if it went, the intended content took its place.
     """
 
     item: ItemId
@@ -77,6 +78,7 @@ class Intent:
     name: str
     version: VersionVector
     digest: bytes
+    history: str | None = None
 
 
 class DiskRows:
@@ -189,9 +191,12 @@ class DiskRows:
     def intend(self, intents: Iterable[Intent]) -> None:
         """Note what is about to be put where."""
         self._db.executemany(
-            "INSERT OR REPLACE INTO intents (item, parent, name, version, digest) "
-            "VALUES (?, ?, ?, ?, ?)",
-            [(i.item, i.parent, i.name, pack(i.version.to_wire()), i.digest) for i in intents],
+            "INSERT OR REPLACE INTO intents (item, parent, name, version, digest, history) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (i.item, i.parent, i.name, pack(i.version.to_wire()), i.digest, i.history)
+                for i in intents
+            ],
         )
 
     def intent(self, item: ItemId) -> Intent | None:
@@ -210,16 +215,29 @@ class DiskRows:
         """A full scan has seen everything: what is on the disk now is in the rows."""
         self._db.execute("DELETE FROM intents")
 
+    def exchanges(self) -> list[Intent]:
+        """What was about to displace something; for start-up."""
+        return self._intents("history IS NOT NULL", ())
+
     def _intent(self, where: str, arguments: tuple[bytes | str, ...]) -> Intent | None:
-        found = self._db.execute(
-            f"SELECT item, parent, name, version, digest FROM intents WHERE {where}",  # noqa: S608
+        return next(iter(self._intents(where, arguments)), None)
+
+    def _intents(self, where: str, arguments: tuple[bytes | str, ...]) -> list[Intent]:
+        rows = self._db.execute(
+            f"SELECT item, parent, name, version, digest, history FROM intents WHERE {where}",  # noqa: S608
             arguments,
-        ).fetchone()
-        if found is None:
-            return None
-        item, parent, name, version, digest = found
-        vector = VersionVector.from_wire(unpack(version, size_max=VERSION_SIZE_MAX))
-        return Intent(ItemId(item), ItemId(parent), name, vector, digest)
+        )
+        return [
+            Intent(
+                ItemId(item),
+                ItemId(parent),
+                name,
+                VersionVector.from_wire(unpack(version, size_max=VERSION_SIZE_MAX)),
+                digest,
+                history,
+            )
+            for item, parent, name, version, digest, history in rows
+        ]
 
     # --- history --------------------------------------------------------------------------------
 

@@ -107,8 +107,12 @@ CREATE INDEX displaced_item ON displaced (item);
 CREATE INDEX displaced_digest ON displaced (digest);
 """
 
+# Where what the intended content displaces goes, by which a start knows that it had come to pass.
+_INTENTS_SAY_WHAT_THEY_DISPLACE: Final = "ALTER TABLE intents ADD COLUMN history TEXT"
+
 MIGRATIONS: Final[tuple[str, ...]] = (
     _NODE_SCHEMA + TREE_SCHEMA + BLOCKS_SCHEMA,
     _HISTORY_SCHEMA + TREE_HISTORY_SCHEMA,
+    _INTENTS_SAY_WHAT_THEY_DISPLACE,
 )
 SCHEMA_VERSION: Final = len(MIGRATIONS)

@@ -420,7 +420,10 @@ def _intent_of(job: Job) -> Intent | None:
     if isinstance(job.work, Relocate) and row is not None:
         return Intent(job.item, shown.parent, shown.name, row.version, row.digest)
     content = shown.content
-    return Intent(job.item, shown.parent, shown.name, content.version, content.digest)
+    work, history = job.work, None
+    if isinstance(work, Place) and work.expected is not None:
+        history = work.history
+    return Intent(job.item, shown.parent, shown.name, content.version, content.digest, history)
 
 
 def _reason(error: Exception) -> str:

@@ -9,24 +9,29 @@ A `*.swap` file's name says what it held before the exchange; if it still holds 
 its way in. If not, it is what was displaced, and may be the only copy of an edit made in the very
 moment of the exchange. So none of them is deleted: known versions go to `.shoal/history`, and bytes
 that no version of the item has are put beside the item, for the next scan to find.
+
+Where the exchange had come to pass, the disk row is made to say so. Else an edit made before the
+next start would seem to replace what was displaced, which its author never saw go.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import replace
 from typing import Final
 
 from crdt.errors import ShoalError
 from crdt.ids import ITEM_ID_SIZE, ItemId
 from crdt.version_vector import EMPTY
-from node.files.port import FileSystem, StatKind, join
-from node.index.disk_rows import PARKED, displaced_item
+from node.files.port import FileSystem, Stat, StatKind, join
+from node.index.disk_rows import PARKED, Intent, displaced_item
 from node.sync.assemble import MEMORY_SIZE_MAX, part_path, swap_path
 from node.sync.commit import put_row
 from node.sync.describe import describe_all
 from node.sync.folder import Folder
 from node.sync.observed import Described
+from node.sync.planner import UNSURE
 
 logger = logging.getLogger("shoal.recovery")
 
@@ -37,6 +42,8 @@ HISTORY: Final = ".shoal/history"
 def recover(folder: Folder, fs: FileSystem) -> list[str]:
     """Deal with what lies in `.shoal/tmp`; returns what people should know. Runs inline."""
     notes: list[str] = []
+    for intent in folder.disk.exchanges():
+        _recover_exchange(folder, fs, intent)
     for entry in fs.scandir(TMP):
         stem, _, ending = entry.name.rpartition(".")
         item = _item_of(stem)
@@ -51,6 +58,53 @@ def recover(folder: Folder, fs: FileSystem) -> list[str]:
                 notes.append(note)
     _register_history(folder, fs)
     return notes
+
+
+def _recover_exchange(folder: Folder, fs: FileSystem, intent: Intent) -> None:
+    """Record an exchange that was done and not recorded."""
+    assert intent.history is not None, "asked for those that displace something"
+    row, path = folder.disk.get(intent.item), folder.disk.path(intent.item)
+    if row is None or path is None or row.digest == intent.digest:
+        return
+    displaced = intent.history
+    if _lstat(fs, displaced) is None:
+        swap = swap_path(intent.item, intent.digest)
+        came_out = _describe(folder, fs, intent.item, swap)
+        if came_out is None or came_out.digest == intent.digest:
+            return  # it was not exchanged
+        if came_out.digest == row.digest:
+            fs.rename(swap, displaced)
+        # Else a person was quicker: what came out is put beside the item.
+    stat, placed = _lstat(fs, path), _describe(folder, fs, None, path)
+    with folder.transaction():
+        if _lstat(fs, displaced) is not None and displaced not in folder.disk.displaced_files():
+            folder.disk.add_displaced(
+                row.item, path, row.version, row.digest, row.size, displaced, folder.clock.wall_ns()
+            )
+            folder.locations.rekey(row.item, displaced_item(displaced))
+        now = replace(row, version=intent.version, digest=intent.digest, inode=0, profile=0)
+        if stat is not None:
+            now = replace(
+                now,
+                inode=stat.inode,
+                size=stat.size,
+                mtime_ns=stat.mtime_ns,
+                executable=stat.executable,
+            )
+        if placed is not None and placed.digest == intent.digest:
+            manifest = placed.draft.manifest
+            now = replace(now, profile=0 if manifest is None else int(manifest.profile))
+            folder.locations.replace(row.item, placed.blocks)
+            folder.locations.put_nodes(placed.nodes)
+        # A person may have been here since: the scan looks at the content.
+        folder.disk.put(replace(now, ctime_ns=UNSURE))
+
+
+def _lstat(fs: FileSystem, path: str) -> Stat | None:
+    try:
+        return fs.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _register_history(folder: Folder, fs: FileSystem) -> None:

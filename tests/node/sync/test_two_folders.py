@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
+from crdt.ids import ROOT
+from node.sync.recovery import recover
 from tests.support.two_folders import Box, boxes, exchange
 
 
@@ -240,3 +244,53 @@ async def test_what_was_placed_but_not_recorded_is_no_edit_when_the_view_has_mov
     await settle_all(a, b)
     assert a.tree() == {}
     assert b.identity.device not in b.folder.have, "b had nothing to say"
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_an_edit_after_an_unrecorded_exchange_replaces_what_was_put_there(
+    large: bool,
+) -> None:
+    # Found by killing nodes: the edit seemed to replace the loser of a conflict, which was gone.
+    a, b = boxes(2)
+    size = 50_000 if large else 5
+    a.fs.write_file("f", b"0" * size)
+    await settle_all(a, b)
+    b.fs.write_file("f", b"b" * size)
+    b.clock.now_ns += 10**9  # so that a scan can be sure of what it sees
+    await b.scan()
+    for text in (b"1", b"2", b"a"):  # so that a's is the winner
+        a.fs.write_file("f", text * size)
+        await a.scan()
+    exchange(a, b)
+    with b.dying_before_it_records():
+        await b.apply()
+    assert b.tree()["f"] == b"a" * size
+    recover(b.folder, b.fs)
+    b.fs.write_file("f", b"made from a's" * size)
+    await b.settle()
+    await settle_all(a, b)
+    found = {one for one in a.tree().values() if isinstance(one, bytes)}
+    assert found == {b"made from a's" * size, b"b" * size}
+
+
+async def test_an_unrecorded_exchange_is_no_edit_and_its_blocks_can_be_had() -> None:
+    a, b, c = boxes(3)
+    a.fs.write_file("f", b"0" * 50_000)
+    await settle_all(a, b)
+    a.fs.write_file("f", b"1" * 50_000)
+    await a.scan()
+    b.take_from(a)
+    b.clock.now_ns += 10**9  # so that a scan can be sure of what it sees
+    await b.scan()
+    with b.dying_before_it_records():
+        await b.apply()
+    a.fs.write_file("f", b"2" * 50_000)  # and the view moves on
+    await a.scan()
+    recover(b.folder, b.fs)
+    b.take_from(a)
+    await b.scan()
+    assert b.identity.device not in b.folder.have, "b had nothing to say"
+    (found,) = b.folder.disk.with_digest(b.folder.disk.at(ROOT, "f").digest, 1)  # type: ignore[union-attr]
+    assert b.folder.locations.blocks_of(found.item)
+    await settle_all(a, b, c)
+    assert c.tree() == {"f": b"2" * 50_000}

@@ -9,13 +9,14 @@ STAMP := .venv/installed
 FOLDER := $(patsubst ~/%,$(HOME)/%,$(DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test test-kills test-editors test-fast format lock clean
+.PHONY: help install up demo test test-kills test-races test-editors test-fast format lock clean
 .PHONY: check check-format check-lint check-types check-imports
 
 help:
 	@echo 'make up DIR=~/Shoal   run a node on a folder (OPTIONS="--no-lan" adds options)'
 	@echo 'make test             run all tests but the long one'
 	@echo 'make test-kills       50 times kill -9, in the middle of everything'
+	@echo 'make test-races       a person who saves, at every moment of a sync'
 	@echo 'make test-editors     how editors, git and SQLite save, ten times as long as in `make test`'
 	@echo 'make check            format, lint, types, imports, style, fast tests'
 	@echo 'make demo             two devices on this machine, a file going across'
@@ -39,16 +40,19 @@ demo: $(STAMP)
 	@$(BIN)/python -m simulations.demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m 'not kills' $(TESTS)
+	$(BIN)/python -m pytest -q -m 'not kills and not races' $(TESTS)
 
 test-kills: $(STAMP)
 	$(BIN)/python -m pytest -q -m kills $(TESTS)
+
+test-races: $(STAMP)
+	$(BIN)/python -m pytest -q -m races $(TESTS)
 
 test-editors: $(STAMP)
 	SHOAL_EDITOR_TURNS=10 $(BIN)/python -m pytest -q $(TESTS) tests/integration/test_editors.py
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -q -m 'not slow' $(TESTS)
+	$(BIN)/python -m pytest -q -m 'not slow and not races' $(TESTS)
 
 check: check-format check-lint check-types check-imports test-fast
 

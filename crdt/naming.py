@@ -32,10 +32,10 @@ def suffixed_names(name: str, item: ItemId, content: Content) -> Iterator[str]:
     label = content.origin[0].short + _date(content)  # whose bytes they are, whoever resolved
     for length in _ID_LENGTHS:
         mark = f"{MARK}{label}{' ' + letters[:length] if length else ''})"
-        yield _fit(stem, mark, ending)
+        yield fit_name(stem, mark, ending)
     number = 2
     while True:
-        yield _fit(stem, f"{MARK}{label} {letters}{number})", ending)
+        yield fit_name(stem, f"{MARK}{label} {letters}{number})", ending)
         number += 1
 
 
@@ -55,8 +55,8 @@ def _date(content: Content) -> str:
     return f" {moment:%Y-%m-%d}" if moment.year >= 1000 else ""
 
 
-def _fit(stem: str, mark: str, ending: str) -> str:
-    """Cut the stem, then the ending, so that all fits into a name."""
+def fit_name(stem: str, mark: str, ending: str) -> str:
+    """`stem + mark + ending`; the stem, then the ending is cut so that all fits into a name."""
     room = NAME_SIZE_MAX - len(mark.encode())
     ending = ending.encode()[: room - 1].decode(errors="ignore")
     room -= len(ending.encode())

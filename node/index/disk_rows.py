@@ -258,6 +258,10 @@ class DiskRows:
             (item, path, pack(version.to_wire()), digest, size, time_ns, file),
         )
 
+    def drop_displaced(self, file: str) -> None:
+        """That file is none of history's any more."""
+        self._db.execute("DELETE FROM displaced WHERE file = ?", (file,))
+
     def displaced_files(self) -> set[str]:
         """Every file in history that the index knows; for start-up only."""
         rows = self._db.execute("SELECT file FROM displaced WHERE file IS NOT NULL")

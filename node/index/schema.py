@@ -110,9 +110,25 @@ CREATE INDEX displaced_digest ON displaced (digest);
 # Where what the intended content displaces goes, by which a start knows that it had come to pass.
 _INTENTS_SAY_WHAT_THEY_DISPLACE: Final = "ALTER TABLE intents ADD COLUMN history TEXT"
 
+_AFTERLOOKS: Final = """
+CREATE TABLE afterlooks (
+    file TEXT PRIMARY KEY,            -- displaced: somebody may have been writing to it still
+    path TEXT NOT NULL,               -- where it lay
+    digest BLOB NOT NULL,             -- what it should hold
+    profile INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL,        -- when its content was compared, 0 before
+    looks INTEGER NOT NULL,
+    due_ns INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX afterlooks_due ON afterlooks (due_ns);
+"""
+
 MIGRATIONS: Final[tuple[str, ...]] = (
     _NODE_SCHEMA + TREE_SCHEMA + BLOCKS_SCHEMA,
     _HISTORY_SCHEMA + TREE_HISTORY_SCHEMA,
     _INTENTS_SAY_WHAT_THEY_DISPLACE,
+    _AFTERLOOKS,
 )
 SCHEMA_VERSION: Final = len(MIGRATIONS)

@@ -27,6 +27,7 @@ from node.files.root_marker import RootId, RootState, check_root
 from node.files.watcher import Dirty, Limited, Rescan, Watcher, WatchEvent
 from node.index.database import is_damage
 from node.ports import Threads
+from node.sync.afterlook import Afterlook
 from node.sync.apply import Apply
 from node.sync.assemble import Assembler
 from node.sync.bell import Bell
@@ -106,6 +107,10 @@ class FolderEngine:
             ignored=self._ignored,
             dirty=lambda path: self.scans.hint([path]),
             allowed=lambda: self._allowed() and self.scans.first_done,
+        )
+
+        self.afterlook = Afterlook(
+            folder, fs, threads, self._disk_lock, noted=self.apply.changed, found=self._recovered
         )
 
     # --- what people see ------------------------------------------------------------------------
@@ -226,7 +231,12 @@ class FolderEngine:
             # Watching begins before the first scan, so that nothing falls between the two.
             await nursery.start(self._watcher.serve, send)
             nursery.start_soon(self._guard, lambda: self._take_hints(events))
-            for service in (self.scans.serve, self.apply.serve, self.blocks.serve):
+            for service in (
+                self.scans.serve,
+                self.apply.serve,
+                self.blocks.serve,
+                self.afterlook.serve,
+            ):
                 nursery.start_soon(self._guard, service)
             for bell in (self.folder.advanced, self.apply.changed, self.scans.done):
                 nursery.start_soon(self._ring_on, bell)
@@ -298,6 +308,10 @@ class FolderEngine:
         for path, why in report.warnings.items():
             self.warn(path, why)
         self.apply.retry_all()
+
+    def _recovered(self, path: str, message: str) -> None:
+        self.warn(path, message)
+        self.scans.hint([path])
 
     def _ignored(self, path: str, is_directory: bool) -> bool:
         return self._ignore.ignores(path, is_directory)

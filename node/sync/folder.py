@@ -68,7 +68,7 @@ class Folder:
         self.revisited: set[ItemId] = set()  # looked at since the applier last took note
         self._looked: set[ItemId] = set()  # looked at in this transaction
         self.advanced = Bell()  # rings when the log or `complete` grew
-        self.work = Bell()  # rings when `pending` grew
+        self.work = Bell()  # rings when what is pending may be another thing now
         self._complete = EMPTY
         self.reload_roster()
 
@@ -147,11 +147,14 @@ class Folder:
 
     def look_at(self, items: Iterable[ItemId]) -> None:
         """Compare the view rows of `items` with their disk rows; what differs becomes pending."""
-        before = len(self.pending)
+        work = False
         with self.transaction():
             for item in items:
+                before = item in self.pending
                 self._look_at(item)
-        if len(self.pending) > before:
+                # What is pending already may be on its way in a version that nobody has any more.
+                work = work or before or item in self.pending
+        if work:
             self.work.ring()
 
     def _look_at(self, item: ItemId) -> None:

@@ -12,6 +12,7 @@ from crdt.tree import ViewRow
 from node.files.applier import MakeDirectory, Outcome, Place, Relocate, Remove, SetMetadata
 from node.files.port import Stat
 from node.index.disk_rows import PARKED, DiskRow, displaced_item
+from node.sync.afterlook import note_displaced
 from node.sync.commit import put_row
 from node.sync.folder import Folder
 from node.sync.planner import UNSURE
@@ -41,6 +42,7 @@ def _record(folder: Folder, job: Job, outcome: Outcome) -> None:
             work.history,
             folder.clock.wall_ns(),
         )
+        note_displaced(folder, row, work.target, work.history)
         folder.locations.rekey(job.item, displaced_item(work.history))
     match work:
         case Remove():

@@ -23,6 +23,7 @@ from typing import Final
 
 from crdt.errors import ShoalError
 from crdt.ids import ITEM_ID_SIZE, ItemId
+from crdt.naming import fit_name, split_name
 from crdt.version_vector import EMPTY
 from node.files.port import FileSystem, Stat, StatKind, join
 from node.index.disk_rows import PARKED, Intent, displaced_item
@@ -166,7 +167,8 @@ def _recover_swap(folder: Folder, fs: FileSystem, item: ItemId | None, path: str
         if _is_known(folder, item, digest):
             fs.rename(path, history)
             return None
-    target = _free_name(folder, fs, item)
+    place = None if item is None else folder.disk.path(item)
+    target = free_name(fs, place if place and not place.startswith(".shoal") else "file")
     fs.rename(path, target)
     return f"an edit that was made while Shoal was stopped by force lies in '{target}'"
 
@@ -190,17 +192,14 @@ def _is_known(folder: Folder, item: ItemId, digest: bytes) -> bool:
     return any(content is not None and content.digest == digest for content in contents)
 
 
-def _free_name(folder: Folder, fs: FileSystem, item: ItemId | None) -> str:
-    path = None if item is None else folder.disk.path(item)
-    base = path if path and not path.startswith(".shoal") else "file"
-    directory, _, name = base.rpartition("/")
-    stem, dot, ending = name.rpartition(".")
-    if not stem:
-        stem, dot, ending = name, "", ""
+def free_name(fs: FileSystem, path: str) -> str:
+    """A name that nothing has, beside `path`: `letter (recovered).odt`."""
+    directory, _, name = path.rpartition("/")
+    stem, ending = split_name(name)
     number = 1
     while True:
-        tail = "" if number == 1 else f" {number}"
-        candidate = join(directory, f"{stem} (recovered{tail}){dot}{ending}")
+        mark = " (recovered)" if number == 1 else f" (recovered {number})"
+        candidate = join(directory, fit_name(stem, mark, ending))
         try:
             fs.lstat(candidate)
         except FileNotFoundError:

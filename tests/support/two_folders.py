@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections.abc import Iterable, Iterator
 
@@ -18,8 +19,10 @@ from node.files.memory import MemoryFileSystem
 from node.files.port import FileSystem
 from node.files.root_marker import make_layout
 from node.index.database import open_database
+from node.sync.afterlook import LOOKS_S, NS, Afterlook
 from node.sync.apply import Apply
 from node.sync.assemble import Assembler
+from node.sync.bell import Bell
 from node.sync.folder import Folder
 from node.sync.intake import Intake
 from node.sync.scan import Scan, ScanReport
@@ -183,10 +186,21 @@ class Box:
         for _ in range(rounds):
             await self.scan()
             await self.apply()
+            await self.look_again()
             if not self.folder.pending and not self.dirty:
                 return
             self.dirty.clear()
         assert not all_blocks, f"does not settle: {self.folder.pending}"
+
+    async def look_again(self) -> None:
+        """At what was displaced, as often as the node does in an hour."""
+        service = Afterlook(
+            self.folder, self.fs, InlineThreads(), self.lock,
+            noted=Bell(), found=lambda path, _: self.dirty.append(path),
+        )  # fmt: skip
+        now_ns = self.clock.now_ns
+        for delay_s in itertools.accumulate(LOOKS_S):
+            await service.look(now_ns + int((delay_s + 10) * NS))
 
     def tree(self) -> dict[str, object]:
         """Path → content of everything that people see on this disk."""

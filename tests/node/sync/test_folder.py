@@ -59,3 +59,23 @@ async def test_damage_is_not_taken_for_a_full_disk() -> None:
     a = boxes(2)[0]
     with pytest.raises(sqlite3.OperationalError, match="no such table"), a.folder.transaction():
         a.database.connection.execute("SELECT * FROM nowhere")
+
+
+async def test_a_newer_version_of_what_is_on_its_way_is_work() -> None:
+    # Found by a file that was written again while it was sent: the receiver went on waiting for
+    # blocks that nobody had any more.
+    a, b = boxes(2)
+    a.fs.write_file("f", b"first" * 2_000)
+    await a.settle()
+    exchange(a, b)
+    a.fs.write_file("f", b"second" * 2_000)
+    await a.settle()
+    seen = b.folder.work.count
+    exchange(a, b)
+    assert b.folder.work.count > seen
+    a.fs.unlink("f")
+    await a.settle()
+    seen = b.folder.work.count
+    exchange(a, b)
+    assert not b.folder.pending
+    assert b.folder.work.count > seen, "it is wanted no more, so nothing need wait for it"

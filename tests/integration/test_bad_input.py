@@ -102,6 +102,18 @@ def test_the_directory_is_another_folders_root(tmp_path: Path) -> None:
         assert not ben.folder()["peers"]
 
 
+def test_a_directory_around_a_synced_one_leaves_it_alone(tmp_path: Path) -> None:
+    """Two nodes must never write the same files."""
+    with on_loopback(tmp_path, "anna") as anna:
+        anna.up()
+        marker = (anna.directory / ".shoal/root").read_bytes()
+        eve = on_loopback(tmp_path, "eve")
+        code, message = refused(eve, "up", str(tmp_path), *eve.options)
+        assert code == WRONG_DIRECTORY
+        assert "Nothing was changed" in message
+        assert (anna.directory / ".shoal/root").read_bytes() == marker
+
+
 # --- ports and homes ------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from typing import Final
 
 from crdt.slot import Kind
 from node.files.port import ExchangeUnsupportedError, FileSystem, Stat, split_parent
+from node.files.sparse import write_sparsely
 from node.index.disk_rows import DiskRow
 from node.sync.planner import same_file_moved, still_as_agreed
 
@@ -168,7 +169,8 @@ def _prepare(fs: FileSystem, job: Place, fsync: bool) -> OSError | None:
             handle = fs.open_write(job.temporary)
         with handle:
             if job.source:
-                handle.write_at(0, job.source)
+                handle.truncate(len(job.source))
+                write_sparsely(handle, 0, job.source)
             permissions = None  # a private file stays private
             if job.expected is not None:
                 with contextlib.suppress(OSError):

@@ -92,7 +92,11 @@ class DiskRows:
         return self._one("item = ?", (item,))
 
     def at(self, parent: ItemId, name: str) -> DiskRow | None:
-        """The row of what lies at `name` in directory `parent`."""
+        """The row of what lies at `name` in directory `parent`; none for names that cannot be in
+        the tree.
+        """
+        if not name.isascii() and _is_no_text(name):
+            return None
         return self._one("parent = ? AND name = ?", (parent, name))
 
     def with_inode(self, inode: int) -> list[DiskRow]:
@@ -281,6 +285,11 @@ class DiskRows:
         found = self._db.execute(f"SELECT {_COLUMNS} FROM disk WHERE {where}", arguments)  # noqa: S608
         row = found.fetchone()
         return None if row is None else _row(row)
+
+
+def _is_no_text(name: str) -> bool:
+    """True for bytes on the disk that are no UTF-8; SQLite would refuse them."""
+    return any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _row(columns: tuple[Any, ...]) -> DiskRow:

@@ -153,6 +153,8 @@ def _compare(fs: FileSystem, look: Look, key: bytes) -> int | None:
     """The file's ctime if it holds what it should, 0 if that is not known, None if not; or GONE."""
     try:
         stat = fs.lstat(look.file)
+        if stat.links > 1:
+            return stat.ctime_ns  # what is written to its other names is found there
         if (stat.size, stat.mtime_ns) != (look.size, look.mtime_ns):
             return None
         if stat.ctime_ns == look.ctime_ns or stat.size > READ_SIZE_MAX:

@@ -20,6 +20,7 @@ from node.blocks.hashing import block_id
 from node.blocks.manifest import Walk
 from node.files.layout import TMP
 from node.files.port import FileSystem, WriteHandle
+from node.files.sparse import write_sparsely
 from node.ports import Threads
 
 MEMORY_SIZE_MAX: Final = 1024 * 1024  # bytes; larger files are assembled on the disk
@@ -141,7 +142,7 @@ class Assembler:
     ) -> None:
         try:
             data = await self._source.block(ref, transfer_size=size)
-            await self._threads.run(handle.write_at, offset, data)
+            await self._threads.run(write_sparsely, handle, offset, data)
         finally:
             for limit in limits:
                 limit.release_on_behalf_of(token)

@@ -38,7 +38,7 @@ from node.sync.observed import (
     Touched,
     described_directory,
 )
-from node.sync.planner import same_file_moved
+from node.sync.planner import same_file_moved, still_as_agreed
 
 logger = logging.getLogger("shoal.scan")
 
@@ -322,6 +322,8 @@ class Scan:
             same = (row.digest, row.mtime_ns, row.executable)
             now = (described.digest, stat.mtime_ns, stat.executable)
             self._batch.append(Touched(row, stat) if same == now else Edited(row, described))
+            if same != now and stat.links > 1:
+                self._look_at_links(row, stat)
             return
         source = await self._moved_by_content(candidate, described)
         if source is not None:
@@ -331,6 +333,13 @@ class Scan:
             return
         item = self._folder.new_item()
         self._batch.append(Created(item, candidate.parent, candidate.name, described))
+
+    def _look_at_links(self, row: DiskRow, stat: Stat) -> None:
+        """The other names of a file that was edited: no watcher tells of these."""
+        for other in self._folder.disk.with_inode(stat.inode):
+            path = self._folder.disk.path(other.item)
+            if other.item != row.item and path is not None and not still_as_agreed(stat, other):
+                self.report.retry.add(path)
 
     async def _moved_by_content(self, candidate: Candidate, described: Described) -> DiskRow | None:
         """A row of equal content whose file is gone: copied elsewhere and deleted, as `mv` does

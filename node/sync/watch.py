@@ -144,6 +144,10 @@ class ScanService:
         scan = self._make_scan(advance)
         try:
             report = await (scan.everything() if full else self._run_paths(scan, set(paths)))
+        except Exception:
+            # Its hints are spent; the next full scan finds what they stood for.
+            self._full_at = min(self._full_at, trio.current_time() + LIMITED_EVERY_S)
+            raise
         finally:
             self.progress = None
         if full:

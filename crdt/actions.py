@@ -86,9 +86,9 @@ class Writer:
         device: Ours.
         counter: The seq of the entry to be.
         lamport: Above every one in the tree.
-        saw: Whether a virtual copy has reached the person. An edit of the winner leaves a loser
-            alone that had not: its author may replace it yet, and then nobody would have its
-            bytes any more.
+        saw: Whether a virtual copy has reached the person. What is done to the winner leaves a
+            loser alone that had not: its author may replace it yet, and then nobody would have
+            its bytes any more.
         """
         self._saw = saw
         self._tree = tree
@@ -262,30 +262,43 @@ class Writer:
         if draft.kind is Kind.DIRECTORY or not self_alive(slots):
             covered = maximal(slots)
         elif seen is not None and seen.digest == shown[0].digest:
-            losers = {head.version: derived_id(item, head.version) for head in shown[1:]}
-            covered = [
-                content
-                for content in maximal(slots)
-                if content.version not in losers or self._saw(losers[content.version])
-            ]
+            unseen = self._unseen(item)
+            covered = [content for content in maximal(slots) if content.version not in unseen]
         for content in covered:
             version |= content.version
         return version
 
     def _resolve(self, item: ItemId) -> None:
-        """Give the winner a version that has seen all heads, each other one an item of its own."""
+        """Give the winner a version that has seen all heads that the person has seen, each other
+        one of these an item of its own.
+        """
         slots = self._slots(item)
-        shown = heads(slots)
-        if len(shown) < 2 or not self_alive(slots):
+        shown, unseen = heads(slots), self._unseen(item)
+        losers = [head for head in shown[1:] if head.version not in unseen]
+        if not losers or not self_alive(slots):
             return
         version = EMPTY
         for content in maximal(slots):
-            version |= content.version
-        for loser in shown[1:]:
+            if content.version not in unseen:
+                version |= content.version
+        for loser in losers:
             self._materialise(item, loser)
         version = version.with_counter(self._device, self._counter)
         resolved = replace(shown[0], version=version, device=self._device, lamport=self._lamport)
         self._put(item, content=resolved)
+
+    def _unseen(self, item: ItemId) -> set[VersionVector]:
+        """Versions of losers that have not reached the person. What our own slot holds is none of
+        them: writing there again would make it vanish.
+        """
+        slots = self._slots(item)
+        own = slots.get(self._device)
+        return {
+            head.version
+            for head in heads(slots)[1:]
+            if not self._saw(derived_id(item, head.version))
+            and (own is None or own.content is None or own.content.version != head.version)
+        }
 
     def _keep_vanishing(
         self, item: ItemId, content: Content, base: VersionVector, seen: Content | None
@@ -341,7 +354,12 @@ class Writer:
             self._resolve(row.copy_of)
 
     def _delete(self, item: ItemId) -> None:
-        counters = {device: slot.counter for device, slot in self._slots(item).items()}
+        unseen = self._unseen(item)
+        counters = {
+            device: slot.counter
+            for device, slot in self._slots(item).items()
+            if slot.content is None or slot.content.version not in unseen
+        }
         self._put(item, deleted=VersionVector({**counters, self._device: self._counter}))
 
     def _delete_twins(self, item: ItemId) -> None:

@@ -230,6 +230,39 @@ def test_an_edit_of_a_deleted_item_brings_nothing_else_back(a: Replica, b: Repli
     assert a.tree() == {"f": b"by c"}
 
 
+def test_deleting_the_winner_leaves_a_loser_that_was_not_seen_to_its_author(
+    a: Replica, b: Replica
+) -> None:
+    # Found by killing nodes: the loser became a copy, its author replaced it meanwhile, and every
+    # device waited for bytes that nobody had any more.
+    a.create(ONE, "f", file(b"base"))
+    sync(a, b)
+    base = a.at("f").content
+    a.edit("f", file(b"by a"))
+    b.edit("f", file(b"by b"))
+    b.receive(a.entries[-1])
+    assert b.tree()["f"] == b"by b"
+    b.act(lambda w: w.delete(ONE), saw=lambda _: False)
+    assert b.tree() == {"f": b"by a"}
+    a.edit("f", file(b"by a again"))
+    sync(a, b)
+    assert a.tree() == {"f": b"by a again"}
+    assert base.digest not in {row.content.digest for row in a.view.rows.values()}
+
+
+def test_moving_the_winner_takes_a_loser_along_that_was_not_seen(a: Replica, b: Replica) -> None:
+    a.create(ONE, "f", file(b"base"))
+    sync(a, b)
+    a.edit("f", file(b"by a"))
+    b.edit("f", file(b"by b"))
+    b.receive(a.entries[-1])
+    b.act(lambda w: w.move(ONE, ROOT, "g"), saw=lambda _: False)
+    a.edit("f", file(b"by a again"))
+    sync(a, b)
+    assert sorted(a.tree().values(), key=str) == [b"by a again", b"by b"]
+    assert "g" in a.tree()
+
+
 def test_a_directory_made_again_is_one_directory(a: Replica) -> None:
     a.create(ONE, "d", DIRECTORY)
     a.delete("d")

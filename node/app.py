@@ -19,7 +19,6 @@ import trio
 from crdt.errors import PeerError, WorldError
 from crdt.ids import FolderId
 from crdt.invitation import Invitation
-from crdt.roster_make import share_ops
 from discovery import static
 from discovery.candidates import Candidates, Source
 from discovery.mdns import Mdns
@@ -36,6 +35,7 @@ from node.open_folder import (
     is_present,
     open_folder,
     prepare_directory,
+    start_folder,
 )
 from node.ports import SystemClock, SystemRandom, TrioThreads
 from node.sync.admit import InvitationError, NobodyAnsweredError, ask_to_join
@@ -280,17 +280,14 @@ class Node:
         opened = open_folder(
             config, self.home, self.identity, self.clock, self.random, self.threads
         )
-        engine = opened.engine
-
-        def roster_changed() -> None:
-            self.home.save_roster(config.folder, engine.folder.roster_entries)
-            connections.roster_changed()
-            self._share_keys(engine)
-
-        engine.on_roster = roster_changed
         self.folders[config.folder] = opened
-        await nursery.start(engine.serve)
-        self._engines[config.folder] = engine
+        await start_folder(
+            opened.engine,
+            self._engines,
+            connections,
+            nursery,
+            save_roster=lambda entries: self.home.save_roster(config.folder, entries),
+        )
 
     def _remember(self, engine: FolderEngine, address: Address) -> None:
         """Where a peer was: it is dialled first after a restart, when it may still think that we
@@ -302,15 +299,6 @@ class Node:
             peers = (place, *opened.config.peers)[:PEERS_KEPT_MAX]
             opened.config = replace(opened.config, peers=peers)
             self.home.save(opened.config)
-
-    def _share_keys(self, engine: FolderEngine) -> None:
-        """Seal the folder's keys to ourselves, so that the invitation is needed no more."""
-        folder, own = engine.folder, self.identity.device
-        if folder.roster.may_write(own) and folder.roster.lacking(own) and own in folder.have:
-            seed = self.random.bytes(32)
-            ops = share_ops(folder.roster, folder.keys, [own], seed=seed)
-            if ops:
-                folder.commit_roster(ops)
 
     # --- while it runs --------------------------------------------------------------------------
 

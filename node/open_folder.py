@@ -9,20 +9,25 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import trio
+
 from crdt.errors import CallerError, PeerError
-from crdt.roster_make import genesis_ops
+from crdt.ids import FolderId
+from crdt.roster_make import genesis_ops, share_ops
 from node.files.disk import DiskFileSystem
 from node.files.layout import ROOT_MARKER
+from node.files.port import FileSystem
 from node.files.root_marker import RootId, create_root_marker, make_layout
-from node.files.watcher import DiskWatcher
+from node.files.watcher import DiskWatcher, Watcher
 from node.home import FolderConfig, Home
 from node.index.database import DamagedIndexError, Database, move_aside, open_database
 from node.ports import Clock, Random, Threads
+from node.sync.connections import Connections
 from node.sync.engine import FolderEngine
 from node.sync.folder import Folder
 from node.sync.intake import Intake
@@ -37,6 +42,16 @@ class DirectoryError(CallerError):
     """The directory cannot be this folder's."""
 
     exit_code = 13
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Who this node is, and its ways to the world that all of its folders share."""
+
+    identity: Identity
+    clock: Clock
+    random: Random
+    threads: Threads
 
 
 @dataclass(slots=True)
@@ -165,40 +180,103 @@ def open_folder(
         )
         database = open_database(path)
         rebuilt = True
+    fs = DiskFileSystem(config.path)
+    engine = wire_folder(
+        config,
+        Ports(identity, clock, random, threads),
+        database=database,
+        fs=fs,
+        watcher=DiskWatcher(config.path),
+        roster=home.roster(config.folder),
+        old_entries=_old_entries(path),
+        rebuilt=rebuilt,
+    )
+    for note in notes:
+        engine.warn("", note)
+    return OpenFolder(config, engine, database, fs)
+
+
+def wire_folder(
+    config: FolderConfig,
+    ports: Ports,
+    *,
+    database: Database,
+    fs: FileSystem,
+    watcher: Watcher,
+    roster: Sequence[bytes],
+    old_entries: Iterable[bytes] = (),
+    rebuilt: bool = False,
+) -> FolderEngine:
+    """Put a folder's state and services together, whatever its index and its disk are.
+
+    `roster` are entries known from joining, before the log holds them; `old_entries` what can be
+    read of logs that were lost, looked at only where needed. An index is `rebuilt` when it is a new
+    one in the place of a damaged one.
+    """
     folder = Folder(
         folder=config.folder,
         database=database,
-        identity=identity,
-        clock=clock,
-        random=random,
+        identity=ports.identity,
+        clock=ports.clock,
+        random=ports.random,
         invitation_seed=config.invitation_seed,
-        bootstrap=home.roster(config.folder),
+        bootstrap=roster,
     )
-    if rebuilt or not folder.log.position(identity.device).seq:
-        salvage(folder, home, path)
-    fs = DiskFileSystem(config.path)
+    if rebuilt or not folder.log.position(ports.identity.device).seq:
+        salvage(folder, (*old_entries, *roster))
     make_layout(fs)
     engine = FolderEngine(
         folder=folder,
         path=config.path,
         marker=RootId(config.marker),
         fs=fs,
-        threads=threads,
-        watcher=DiskWatcher(config.path),
+        threads=ports.threads,
+        watcher=watcher,
         paused=config.paused,
     )
     if rebuilt and len(folder.roster.members) > 1:
         engine.await_own_log()
-    for note in notes:
-        engine.warn("", note)
-    return OpenFolder(config, engine, database, fs)
+    return engine
 
 
-def salvage(folder: Folder, home: Home, path: Path) -> None:
-    """Take over what can be read of damaged indexes' logs, and the stored roster."""
+async def start_folder(
+    engine: FolderEngine,
+    engines: dict[FolderId, FolderEngine],
+    connections: Connections,
+    nursery: trio.Nursery,
+    *,
+    save_roster: Callable[[Sequence[bytes]], None],
+) -> None:
+    """Run a folder's services in `nursery`, and offer it to the node's peers once they run.
+
+    `engines` are the folders of `connections`, to which this one is added; `save_roster` stores the
+    roster entries durably outside the index.
+    """
+
+    def roster_changed() -> None:
+        save_roster(engine.folder.roster_entries)
+        connections.roster_changed()
+        share_keys(engine.folder)
+
+    engine.on_roster = roster_changed
+    await nursery.start(engine.serve)
+    engines[engine.folder.id] = engine
+
+
+def share_keys(folder: Folder) -> None:
+    """Seal the folder's keys to ourselves, so that the invitation is needed no more."""
+    own = folder.identity.device
+    if folder.roster.may_write(own) and folder.roster.lacking(own) and own in folder.have:
+        ops = share_ops(folder.roster, folder.keys, [own], seed=folder.random.bytes(32))
+        if ops:
+            folder.commit_roster(ops)
+
+
+def salvage(folder: Folder, entries: Iterable[bytes]) -> None:
+    """Take over entries that may be known or damaged: old logs, and the stored roster."""
     intake = Intake(folder)
     batch: list[bytes] = []
-    for entry in (*_old_entries(path), *home.roster(folder.id)):
+    for entry in entries:
         batch.append(entry)
         if len(batch) >= SALVAGE_BATCH:
             _take(intake, batch)

@@ -61,8 +61,8 @@ class BlockExchange:
         self._fs = fs
         self._threads = threads
         # A shuffled order makes devices that fetch the same file fetch different parts of it first.
-        salt = folder.random.bytes(8)
-        self._fetcher = Fetcher(rank=lambda block: hash((salt, block)) & 0xFFFF)
+        salt = int.from_bytes(folder.random.bytes(2), "big")
+        self._fetcher = Fetcher(rank=lambda block: int.from_bytes(block[:2], "big") ^ salt)
         self._awaited: dict[BlockId, _Awaited] = {}
         self._outboxes: dict[tuple[DeviceId, bool], _Outbox] = {}
         self._changed = Bell()

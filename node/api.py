@@ -32,7 +32,7 @@ from node.control.facade import (
 )
 from node.open_folder import OpenFolder
 from node.sync.engine import FolderEngine
-from node.sync.verify import verify_folder
+from node.sync.verify import NOT_MENDED, verify_folder
 from transport.identity import Identity
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ class Api:
             warnings=tuple(
                 FolderWarning(p if p != m else "", m) for p, m in engine.warnings.items()
             )
-            + tuple(waits),
+            + tuple(waits)
+            + tuple(FolderWarning(path, NOT_MENDED) for path in engine.rot.damaged()),
             progress=progress_of(engine),
             reason=engine.stopped,
         )

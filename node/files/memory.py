@@ -229,6 +229,10 @@ class MemoryFileSystem:
         inode.links += 1
         self._relink([(target, inode)])
 
+    def rot(self, path: str, offset: int, data: bytes) -> None:
+        """Other bytes under the same stat, as a failing disk gives, or a memory mapping."""
+        self._regular(path).data[offset : offset + len(data)] = data
+
     def snapshot(self) -> dict[str, bytes | str | None]:
         """Every path with its content: bytes, a symlink's target, or None for a directory."""
         return dict(self._walk("", self._root))

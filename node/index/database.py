@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from crdt.errors import IntegrityError, WorldError
+from node.index.check import note_path
 from node.index.schema import MIGRATIONS, SCHEMA_VERSION
 
 CHECKED_SIZE_MAX: Final = 64 * 1024 * 1024  # bytes; a full check of more would delay the start
@@ -34,8 +35,9 @@ class IndexUnwritableError(WorldError):
 class Database:
     """A connection and its transactions."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path | None = None) -> None:
         self.connection = connection
+        self.path = path
         self._depth = 0
 
     @property
@@ -94,6 +96,8 @@ def open_database(path: Path | None) -> Database:
     """
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if (note := note_path(path)).exists():
+            raise DamagedIndexError(f"the index {path} is damaged: {note.read_text()}")
     try:
         connection = sqlite3.connect(
             ":memory:" if path is None else path, isolation_level=None, cached_statements=512
@@ -112,7 +116,7 @@ def open_database(path: Path | None) -> Database:
     except BaseException:
         connection.close()
         raise
-    return Database(connection)
+    return Database(connection, path)
 
 
 def is_damage(error: sqlite3.Error) -> bool:
@@ -165,4 +169,5 @@ def move_aside(path: Path, stamp: str) -> Path:
         source = path.with_name(path.name + suffix)
         if source.exists():
             source.rename(target.with_name(target.name + suffix))
+    note_path(path).unlink(missing_ok=True)
     return target

@@ -125,10 +125,18 @@ CREATE TABLE afterlooks (
 CREATE INDEX afterlooks_due ON afterlooks (due_ns);
 """
 
+_DAMAGED: Final = """
+CREATE TABLE damaged (
+    item BLOB PRIMARY KEY,            -- its file rotted; means nothing unless disk.digest is
+    digest BLOB NOT NULL              -- this one, that of the rotten bytes
+) WITHOUT ROWID;
+"""
+
 MIGRATIONS: Final[tuple[str, ...]] = (
     _NODE_SCHEMA + TREE_SCHEMA + BLOCKS_SCHEMA,
     _HISTORY_SCHEMA + TREE_HISTORY_SCHEMA,
     _INTENTS_SAY_WHAT_THEY_DISPLACE,
     _AFTERLOOKS,
+    _DAMAGED,
 )
 SCHEMA_VERSION: Final = len(MIGRATIONS)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from crdt.errors import IntegrityError, PeerError
-from crdt.ids import BlockId, DeviceId
+from crdt.ids import BlockId, DeviceId, ItemId
 from crdt.seal import EpochKey
 from crdt.slot import BlockRef
 from node.blocks.codec import open_block, seal_block
@@ -66,6 +66,7 @@ class BlockExchange:
         self._awaited: dict[BlockId, _Awaited] = {}
         self._outboxes: dict[tuple[DeviceId, bool], _Outbox] = {}
         self._changed = Bell()
+        self.on_mismatch: Callable[[ItemId], None] = lambda _: None
         self.received_size = 0  # bytes of plaintext from peers, since the start
 
     def statistics(self) -> FetchStatistics:
@@ -93,6 +94,7 @@ class BlockExchange:
             data = await self._threads.run(_read, self._fs, path, key, ref, place.offset)
             if data is not None:
                 return data
+            self.on_mismatch(place.item)
         return None
 
     async def _fetch(self, ref: BlockRef, priority: int) -> bytes:
@@ -240,6 +242,7 @@ class BlockExchange:
             )
             if found is not None:
                 return Block(request, block, found)
+            self.on_mismatch(place.item)
         return Missing(request, (block,))
 
 

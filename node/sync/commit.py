@@ -238,10 +238,12 @@ def _record(folder: Folder, seen: Observed, item: ItemId) -> None:
     match seen:
         case Created():
             _put_described(folder, item, seen.parent, seen.name, seen.described)
+            folder.fresh.add(item, folder.clock.monotonic_s())
         case Edited():
             row = folder.disk.get(seen.row.item) or seen.row
             folder.disk.drop(seen.row.item)
             _put_described(folder, item, row.parent, row.name, seen.described)
+            folder.fresh.add(item, folder.clock.monotonic_s())
         case Moved():
             if item != seen.row.item:
                 folder.disk.rekey(seen.row.item, item)

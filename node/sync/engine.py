@@ -35,7 +35,9 @@ from node.sync.blocks import BlockExchange
 from node.sync.folder import Folder
 from node.sync.intake import Intake
 from node.sync.recovery import recover
+from node.sync.rot import Rot
 from node.sync.scan import Scan, ScanReport
+from node.sync.scrub import Scrub
 from node.sync.watch import ScanService
 
 logger = logging.getLogger("shoal.engine")
@@ -95,9 +97,7 @@ class FolderEngine:
         self._disk_lock = trio.Lock()
         self._ignore = IgnoreRules.none()
         self.blocks = BlockExchange(folder, fs, threads)
-        self.scans = ScanService(
-            self._make_scan, allowed=self._allowed, on_report=self._take_report
-        )
+        self.scans = ScanService(self._make_scan, allowed=self.allowed, on_report=self._take_report)
         self.apply = Apply(
             folder,
             fs,
@@ -106,9 +106,17 @@ class FolderEngine:
             Assembler(fs, threads, self.blocks, folder.block_key),
             ignored=self._ignored,
             dirty=lambda path: self.scans.hint([path]),
-            allowed=lambda: self._allowed() and self.scans.first_done,
+            allowed=lambda: self.allowed() and self.scans.first_done,
         )
 
+        self.rot = Rot(folder, fs, threads, hint=self.scans.hint)
+        self.scrub = Scrub(
+            folder,
+            self.rot,
+            allowed=lambda: self.allowed() and self.scans.first_done,
+            warn=self.warn,
+        )
+        self.blocks.on_mismatch = self.scrub.suspect
         self.afterlook = Afterlook(
             folder, fs, threads, self._disk_lock, noted=self.apply.changed, found=self._recovered
         )
@@ -148,7 +156,7 @@ class FolderEngine:
 
     async def wait_held(self, devices: int) -> None:
         """Return when at least `devices` devices hold what lies on this disk now."""
-        if self.folder.tree.totals().files <= SETTLE_SCAN_FILES_MAX and self._allowed():
+        if self.folder.tree.totals().files <= SETTLE_SCAN_FILES_MAX and self.allowed():
             await self.scans.scan_now()
         while True:
             seen = self.changed.count
@@ -193,7 +201,8 @@ class FolderEngine:
             self.folder.work.ring()
         self.changed.ring()
 
-    def _allowed(self) -> bool:
+    def allowed(self) -> bool:
+        """False while the folder is paused or stopped: then nothing is scanned or applied."""
         if self._awaits_own_log:
             own, have = self.folder.identity.device, self.folder.have
             told = [peer.have[own] for peer in self.peers.values() if peer.connected]
@@ -236,6 +245,7 @@ class FolderEngine:
                 self.apply.serve,
                 self.blocks.serve,
                 self.afterlook.serve,
+                self.scrub.serve,
             ):
                 nursery.start_soon(self._guard, service)
             for bell in (self.folder.advanced, self.apply.changed, self.scans.done):

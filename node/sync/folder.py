@@ -32,6 +32,7 @@ from node.index.view import TreeIndex
 from node.ports import Clock, Random
 from node.sync.bell import Bell
 from node.sync.describe import Job
+from node.sync.fresh import Fresh
 from node.sync.planner import Plan, plan_item
 from transport.identity import Identity
 
@@ -69,6 +70,7 @@ class Folder:
         self._looked: set[ItemId] = set()  # looked at in this transaction
         self.advanced = Bell()  # rings when the log or `complete` grew
         self.work = Bell()  # rings when what is pending may be another thing now
+        self.fresh = Fresh()
         self._complete = EMPTY
         self.reload_roster()
 

@@ -1,28 +1,41 @@
 """Reads everything and compares it with what was agreed; mends from peers what has rotted.
 
-Rot is other bytes under an unchanged stat. A changed stat is a person's edit: that path is scanned
-as usual. A rotten file is fetched anew and exchanged; the rotten bytes go to history, since nobody
-can be sure that they are worth nothing. Without a peer that has the content, nothing is touched.
+Files first (`node.sync.rot`), then what only this disk holds: earlier versions in `.shoal/history`,
+sealed blocks in `.shoal/store`, and the index. A rotten file is fetched anew and exchanged; without
+a peer that has its content, it stays as it is. Nothing is deleted but a stored block that does not
+open, after another copy of it was fetched.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import trio
 
-from crdt.ids import ItemId
-from crdt.slot import Kind
-from crdt.version_vector import EMPTY
+from crdt.errors import IntegrityError
+from crdt.ids import BlockId, ItemId
+from crdt.slot import BlockRef
+from node.blocks.codec import seal_block
+from node.blocks.store import BlockStore
+from node.files.layout import STORE
 from node.files.port import StatKind
-from node.index.disk_rows import DiskRow
-from node.sync.describe import describe_all
+from node.index.check import index_damage
+from node.sync.describe import Job, describe_all
 from node.sync.engine import FolderEngine
 from node.sync.observed import Described
+from node.sync.rot import Checked, Verdict
 
-REPAIR_TIMEOUT_S: Final = 60.0  # for all damaged files together, from the last progress on
+REPAIR_TIMEOUT_S: Final = 60.0  # for all that is damaged together
+UNAVAILABLE_S: Final = 2.0  # peers that all say they lack it are believed after so long
 ALONE_TIMEOUT_S: Final = 1.0  # no peer to ask: only other files of this disk may have the blocks
+LOOK_EVERY_S: Final = 0.1  # at whether anybody still has what is missing
+
+MENDED: Final = "its bytes had changed on the disk without an edit; they were fetched anew"
+NOT_MENDED: Final = (
+    "its bytes changed on the disk without an edit, and no peer could mend it yet. It stays as it "
+    "is, and is mended as soon as a device that has its content connects"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,61 +57,104 @@ class Verified:
 
 
 async def verify_folder(engine: FolderEngine) -> Verified:
-    """Read every file of the folder."""
-    found, rotten = Verified(), list[tuple[ItemId, str]]()
-    folder = engine.folder
-    for item in list(folder.disk.all_items()):
-        row, path = folder.disk.get(item), folder.disk.path(item)
-        if row is None or path is None or row.kind is not Kind.FILE:
+    """Read every file of the folder, and what Shoal keeps for itself."""
+    found, rotten = Verified(), dict[ItemId, Checked]()
+    if engine.allowed():
+        await engine.scans.scan_now()  # edits first, so that none is taken for rot
+    for item in list(engine.folder.disk.all_items()):
+        checked = await engine.rot.check(item)
+        if checked is None:
             continue
-        verdict = await _check(engine, row, path)
         found.files += 1
-        found.bytes += row.size
-        if verdict is not None:
-            rotten.append((item, path))
+        found.bytes += checked.size
+        if checked.verdict is Verdict.ROTTEN:
+            rotten[item] = checked
+            engine.rot.mark(item, checked.digest)
+        elif checked.verdict is Verdict.UNREADABLE:
+            found.damaged.append(Damaged(checked.path, checked.reason, repaired=False))
     if rotten:
-        repaired = await _repair(engine, [item for item, _ in rotten])
-        for item, path in rotten:
+        repaired = await _repaired(engine, set(rotten))
+        for item, checked in rotten.items():
             mended = item in repaired
-            message = (
-                "its bytes had changed on the disk without an edit; they were fetched anew"
-                if mended
-                else "its bytes changed on the disk without an edit, and no peer could mend it yet"
-            )
-            found.damaged.append(Damaged(path, message, mended))
+            found.damaged.append(Damaged(checked.path, MENDED if mended else NOT_MENDED, mended))
+    found.damaged += await _check_history(engine)
+    found.damaged += await _check_store(engine)
+    found.damaged += await _check_index(engine)
     return found
 
 
-async def _check(engine: FolderEngine, row: DiskRow, path: str) -> str | None:
-    """Why the file is damaged, None if it is fine or a person changed it."""
-    folder = engine.folder
-    job = folder.reading_job(path, StatKind.FILE, row)
-    (seen,) = await engine.threads.run(describe_all, engine.fs, [job], folder.block_key)
-    if not isinstance(seen, Described):
-        if not seen.gone and not seen.changing:
-            return seen.reason
-        engine.scans.hint([path])
-        return None
-    stat = seen.stat
-    if (stat.size, stat.mtime_ns, stat.inode) != (row.size, row.mtime_ns, row.inode):
-        engine.scans.hint([path])
-        return None
-    return None if seen.digest == row.digest else "other bytes"
+async def _repaired(engine: FolderEngine, items: set[ItemId]) -> set[ItemId]:
+    """Wait while the rotten files are fetched anew; returns those that were."""
+    pending = engine.folder.pending
+    with trio.move_on_after(REPAIR_TIMEOUT_S):
+        idle_since = trio.current_time()
+        while items & pending.keys():
+            peers = any(peer.connected for peer in engine.peers.values())
+            fetching = engine.blocks.statistics()
+            if peers and fetching.wanted > fetching.unavailable:
+                idle_since = trio.current_time()
+            patience = UNAVAILABLE_S if peers else ALONE_TIMEOUT_S
+            if trio.current_time() - idle_since > patience:
+                break
+            with trio.move_on_after(LOOK_EVERY_S):
+                await engine.changed.wait_past(engine.changed.count)
+    return items - pending.keys()
 
 
-async def _repair(engine: FolderEngine, items: list[ItemId]) -> set[ItemId]:
-    """Let the rotten files be fetched anew; returns those that were."""
-    folder = engine.folder
-    before = {item: folder.disk.get(item) for item in items}
-    with folder.transaction():
-        for item, row in before.items():
-            if row is not None:
-                folder.disk.put(replace(row, version=EMPTY, digest=bytes(32)))
-                folder.locations.drop(item)
-    folder.look_at(items)
-    folder.work.ring()
-    reachable = any(peer.connected for peer in engine.peers.values())
-    with trio.move_on_after(REPAIR_TIMEOUT_S if reachable else ALONE_TIMEOUT_S):
-        while any(item in folder.pending for item in items):
-            await engine.changed.wait_past(engine.changed.count)
-    return {item for item in items if item not in folder.pending}
+async def _check_history(engine: FolderEngine) -> list[Damaged]:
+    """Earlier versions that lie as whole files."""
+    folder, damaged = engine.folder, list[Damaged]()
+    rows = folder.database.connection.execute(
+        "SELECT file, path, digest FROM displaced WHERE file IS NOT NULL "
+        "AND file NOT IN (SELECT file FROM afterlooks)"
+    )
+    for file, path, digest in rows.fetchall():
+        job = Job(file, StatKind.FILE)
+        (seen,) = await engine.threads.run(describe_all, engine.fs, [job], folder.block_key)
+        if isinstance(seen, Described) and seen.digest != digest:
+            message = f"an earlier version of '{path}', kept in history, is damaged"
+            damaged.append(Damaged(file, message, repaired=False))
+    return damaged
+
+
+async def _check_store(engine: FolderEngine) -> list[Damaged]:
+    """Sealed blocks, which peers may have as well."""
+    folder, damaged = engine.folder, list[Damaged]()
+    store = BlockStore(engine.fs)
+    rows = folder.database.connection.execute("SELECT block, length FROM stored")
+    for block, length in rows.fetchall():
+        ref = BlockRef(BlockId(block), length)
+        try:
+            await engine.threads.run(store.get, folder.keys, ref)
+        except (IntegrityError, OSError) as error:
+            mended = await _mend_block(engine, store, ref)
+            path = f"{STORE}/{bytes(block).hex()}"
+            damaged.append(Damaged(path, f"a block of an earlier version: {error}", mended))
+    return damaged
+
+
+async def _mend_block(engine: FolderEngine, store: BlockStore, ref: BlockRef) -> bool:
+    """Fetch a stored block anew; the rotten copy goes once a sound one is at hand."""
+    keys = engine.folder.keys
+    if keys.current is None:
+        return False
+    with trio.move_on_after(UNAVAILABLE_S):
+        data = await engine.blocks.block(ref, transfer_size=ref.length)
+        nonce = engine.folder.random.bytes(24)
+        sealed = seal_block(keys.epoch(keys.current), ref.block, data, nonce=nonce)
+        await engine.threads.run(store.delete, ref.block)
+        await engine.threads.run(store.put, ref.block, sealed)
+        return True
+    return False
+
+
+async def _check_index(engine: FolderEngine) -> list[Damaged]:
+    """The index itself; a damaged one stops the folder, and is rebuilt at the next start."""
+    damage = await engine.threads.run(index_damage, engine.folder.database.path)
+    if damage is None:
+        return []
+    engine.stop(
+        f"the index is damaged ({damage}). Your files are safe. Start the node again: it puts the "
+        "index aside and builds a new one."
+    )
+    return [Damaged("", f"the index is damaged: {damage}", repaired=False)]

@@ -395,6 +395,17 @@ def test_sqlite_under_write_load(crowd: tuple[Device, ...], tmp_path: Path, mode
     check_copies(room, tmp_path, count)
 
 
+def test_sqlite_that_is_still_open(crowd: tuple[Device, ...], tmp_path: Path) -> None:
+    """Its `-shm` is written through a mapping, which no watcher hears of and no stamp tells."""
+    room = Room(crowd, "sqlite open")
+    with contextlib.closing(sqlite3.connect(room.path / "notes.db")) as database:
+        database.execute("PRAGMA journal_mode=wal")
+        database.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, text BLOB)")
+        with room.others_write():
+            count = write_notes(database, 0.5 * TURNS)
+        check_copies(room, tmp_path, count)  # the journal is there, the newest rows only in it
+
+
 def check_copies(room: Room, tmp_path: Path, count: int) -> None:
     for device in room.devices[1:]:
         copy = room.copy_from(device, tmp_path / device.name)

@@ -15,6 +15,7 @@ from crdt.ids import FolderId
 from crdt.roster_make import genesis_ops, share_ops
 from crdt.roster_ops import Add, Role
 from crdt.slot import BlockRef
+from node.blocks.read import read_block
 from node.files.memory import MemoryFileSystem
 from node.files.port import FileSystem
 from node.files.root_marker import make_layout
@@ -80,6 +81,7 @@ class Box:
         self.database = open_database(None)
         self.others: list[Box] = []
         self.dirty: list[str] = []
+        self.fetched = 0  # blocks from other disks
         make_layout(fs)
 
     def open(self, folder: FolderId, bootstrap: Iterable[bytes] = ()) -> None:
@@ -105,8 +107,9 @@ class Box:
                 if path is None:
                     continue
                 with box.fs.open_read(path) as handle:
-                    data = handle.read_at(place.offset, place.length)
-                if len(data) == ref.length:
+                    data = read_block(handle, box.folder.block_key, ref, place.offset)
+                if data is not None:
+                    self.fetched += box is not self
                     return data
         raise ShoalError("nobody has the block")
 

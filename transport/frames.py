@@ -34,6 +34,8 @@ from transport.messages import (
     Have,
     Hello,
     Join,
+    Locate,
+    Located,
     Message,
     Missing,
     OpenBlocks,
@@ -49,9 +51,9 @@ MessageType = type[Message]
 
 CONTROL: Final[frozenset[MessageType]] = frozenset({Hello, Have, Entries, Ack, Bye})
 """What a control stream carries, either way."""
-WANTS: Final[frozenset[MessageType]] = frozenset({Want})
+WANTS: Final[frozenset[MessageType]] = frozenset({Want, Locate})
 """What a block stream carries from its opener, once open."""
-BLOCKS: Final[frozenset[MessageType]] = frozenset({Block, Missing})
+BLOCKS: Final[frozenset[MessageType]] = frozenset({Block, Missing, Located})
 """What a block stream carries to its opener."""
 ADMISSION: Final[frozenset[MessageType]] = frozenset({Admitted, Refused})
 """What a join stream carries to its opener."""

@@ -229,10 +229,11 @@ class _BlockList:
 
     request: int
     blocks: tuple[BlockId, ...]
+    count_min: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         _check_range("request", self.request, REQUEST_MAX)
-        if not 1 <= len(self.blocks) <= WANT_MAX:
+        if not self.count_min <= len(self.blocks) <= WANT_MAX:
             raise ValueError(f"a message names 1 to {WANT_MAX} blocks")
         if len(set(self.blocks)) != len(self.blocks):
             raise ValueError("a message names each block once")
@@ -288,6 +289,23 @@ class Missing(_BlockList):
 
     type: ClassVar[int] = 19
     size_max: ClassVar[int] = 4 * _KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Locate(_BlockList):
+    """Which of these blocks could you send me?"""
+
+    type: ClassVar[int] = 20
+    size_max: ClassVar[int] = 4 * _KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Located(_BlockList):
+    """Answer to `Locate`: the blocks that are not here, as for `Missing`; perhaps none."""
+
+    type: ClassVar[int] = 21
+    size_max: ClassVar[int] = 4 * _KIB
+    count_min: ClassVar[int] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +375,8 @@ Message = (
     | Want
     | Block
     | Missing
+    | Locate
+    | Located
     | Join
     | Admitted
     | Refused

@@ -82,12 +82,7 @@ def open_block(keys: FolderKeys, ref: BlockRef, sealed: bytes) -> bytes:
         raise IntegrityError(
             f"{len(sealed)} bytes cannot be a sealed block of {ref.length}; nothing was decoded"
         )
-    key = keys.epoch(int.from_bytes(sealed[:EPOCH_SIZE]))
-    padded = open_sealed(
-        key.block_key,
-        sealed[EPOCH_SIZE:],
-        associated=_binding(keys.folder, key.number, ref.block),
-    )
+    padded = _unseal(keys, ref.block, sealed)
     try:
         data = _expand(unpad(padded), ref.length)
     except ValueError as error:
@@ -95,6 +90,38 @@ def open_block(keys: FolderKeys, ref: BlockRef, sealed: bytes) -> bytes:
     if len(data) != ref.length or block_id(keys.block_id_key, data) != ref.block:
         raise IntegrityError(f"what was sealed as block {ref.block} is something else")
     return data
+
+
+def open_any(keys: FolderKeys, block: BlockId, sealed: bytes) -> bytes:
+    """As `open_block`, for a block of our own store whose length got lost with the index.
+
+    Raises:
+        IntegrityError: not this block, or larger than any block is.
+    """
+    stored = _unseal(keys, block, sealed)
+    try:
+        plain = unpad(stored)
+        length = len(plain) - 1
+        if plain[:1] == _ZSTD:
+            length = zstandard.frame_content_size(plain[1:])
+        ref = BlockRef(block, length)
+    except (ValueError, zstandard.ZstdError) as error:
+        raise IntegrityError(f"block {block} was sealed wrongly: {error}") from None
+    return open_block(keys, ref, sealed)
+
+
+def epoch_of(sealed: bytes) -> int:
+    """The number of the epoch that a block was sealed under."""
+    return int.from_bytes(sealed[:EPOCH_SIZE])
+
+
+def _unseal(keys: FolderKeys, block: BlockId, sealed: bytes) -> bytes:
+    key = keys.epoch(epoch_of(sealed))
+    return open_sealed(
+        key.block_key,
+        sealed[EPOCH_SIZE:],
+        associated=_binding(keys.folder, key.number, block),
+    )
 
 
 def sealed_size_max(length: int) -> int:

@@ -64,6 +64,11 @@ def displaced_item(file: str) -> ItemId:
     return ItemId(_DISPLACED_TAG + bytes.fromhex(file.rpartition("/")[2]))
 
 
+def is_displaced(item: ItemId) -> bool:
+    """True for the holder of a file in `.shoal/history`."""
+    return item.startswith(_DISPLACED_TAG)
+
+
 @dataclass(frozen=True, slots=True)
 class Intent:
     """What the applier was about to put where, noted before it touched the disk.

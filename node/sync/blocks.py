@@ -1,6 +1,7 @@
 """Blocks in and out, for one folder: where the sans-IO fetcher and supplier meet streams and disks.
 
-A wanted block is taken from this disk if some file holds it, else asked of all connected peers. To
+A wanted block is taken from this disk if some file or the store holds it, else asked of all
+connected peers. To
 each peer go two block streams, one for small transfers, one for bulk, so that the small never wait
 behind the large. A block that does not open or is not what its id says costs the peer its
 connection and is asked of another one. Serving reads people's files block by block, verifies and
@@ -13,6 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import trio
 
@@ -23,16 +25,29 @@ from crdt.slot import BlockRef
 from node.blocks.codec import open_block, seal_block
 from node.blocks.read import read_block
 from node.files.port import FileSystem
+from node.history.sealed import SealedBlocks
 from node.ports import Threads
 from node.sync.bell import Bell
 from node.sync.folder import Folder
 from transport.fetch import Deliver, Effect, Fetcher, FetchStatistics, Request, priority_of
 from transport.frames import BLOCKS, FrameDecoder, encode
-from transport.link import Connection, Stream
-from transport.messages import Block, Message, Missing, OpenBlocks, Want
+from transport.link import Connection, LinkClosedError, Stream
+from transport.messages import (
+    WANT_MAX,
+    Block,
+    Locate,
+    Located,
+    Message,
+    Missing,
+    OpenBlocks,
+    Want,
+)
 from transport.supply import Supplier
 
 logger = logging.getLogger("shoal.blocks")
+
+LOCATE_TIMEOUT_S: Final = 3.0  # for all answers of one peer: a person waits for them
+QUESTIONS_MAX: Final = 64  # `Locate`s that a peer may have outstanding on one stream
 
 
 @dataclass(slots=True)
@@ -56,7 +71,12 @@ class _Outbox:
 class BlockExchange:
     """Fetches and serves the blocks of one folder; a `BlockSource` for the assembler."""
 
-    def __init__(self, folder: Folder, fs: FileSystem, threads: Threads) -> None:
+    def __init__(
+        self, folder: Folder, fs: FileSystem, threads: Threads, sealed: SealedBlocks
+    ) -> None:
+        """Args: `sealed` are the blocks that no file holds."""
+        self._sealed = sealed
+        self._connections: dict[DeviceId, Connection] = {}
         self._folder = folder
         self._fs = fs
         self._threads = threads
@@ -95,7 +115,49 @@ class BlockExchange:
             if data is not None:
                 return data
             self.on_mismatch(place.item)
-        return None
+        return await self._sealed.read(ref.block)
+
+    async def lacking(self, blocks: Sequence[BlockId]) -> set[BlockId]:
+        """Those of the blocks that no connected peer says it has; asks all of them at once."""
+        lacking = set(blocks)
+
+        async def ask(connection: Connection) -> None:
+            with trio.move_on_after(LOCATE_TIMEOUT_S):
+                lacking.difference_update(await self._located(connection, blocks))
+
+        if blocks:
+            async with trio.open_nursery() as nursery:
+                for connection in list(self._connections.values()):
+                    nursery.start_soon(ask, connection)
+        return lacking
+
+    async def _located(self, connection: Connection, blocks: Sequence[BlockId]) -> set[BlockId]:
+        """Those that the peer has; none if it does not answer."""
+        held: set[BlockId] = set()
+        try:
+            stream = await connection.open_stream()
+            try:
+                await stream.send_all(encode(OpenBlocks(self._folder.id)))
+                decoder = FrameDecoder(BLOCKS)
+                for number, start in enumerate(range(0, len(blocks), WANT_MAX)):
+                    asked = tuple(blocks[start : start + WANT_MAX])
+                    await stream.send_all(encode(Locate(number, asked)))
+                    answers: list[Message] = []
+                    while not answers:
+                        data = await stream.receive_some()
+                        if not data:
+                            return held
+                        answers = decoder.feed(data)
+                    match answers:
+                        case [Located(request=request, blocks=missing)] if request == number:
+                            held |= set(asked) - set(missing)
+                        case _:
+                            return held
+            finally:
+                await stream.aclose()
+        except (LinkClosedError, PeerError):
+            pass  # what is wrong with the connection shows where it is served
+        return held
 
     async def _fetch(self, ref: BlockRef, priority: int) -> bytes:
         awaited = self._awaited.get(ref.block)
@@ -133,6 +195,7 @@ class BlockExchange:
         """Ask a member for blocks, over two streams, until the connection ends."""
         peer = connection.peer
         lanes = {urgent: await connection.open_stream() for urgent in (True, False)}
+        self._connections[peer] = connection
         for urgent in lanes:
             self._outboxes[peer, urgent] = _Outbox()
         self._carry(self._fetcher.peer_added(peer, now=trio.current_time()))
@@ -143,6 +206,8 @@ class BlockExchange:
                     nursery.start_soon(self._send_wants, stream, outbox)
                     nursery.start_soon(self._take_blocks, peer, stream)
         finally:
+            if self._connections.get(peer) is connection:
+                del self._connections[peer]
             for urgent in lanes:
                 del self._outboxes[peer, urgent]
             self._carry(self._fetcher.peer_removed(peer, now=trio.current_time()))
@@ -203,13 +268,13 @@ class BlockExchange:
     async def serve_wants(
         self, stream: Stream, decoder: FrameDecoder, first: Sequence[Message]
     ) -> None:
-        """Answer a member's wants on one block stream until it ends."""
-        supplier, asked = Supplier(), Bell()
-        _take_wants(supplier, first)
+        """Answer a member's wants and questions on one block stream until it ends."""
+        supplier, questions, asked = Supplier(), deque[Locate](), Bell()
+        _take_wants(supplier, questions, first)
 
         async def read() -> None:
             while data := await stream.receive_some():
-                _take_wants(supplier, decoder.feed(data))
+                _take_wants(supplier, questions, decoder.feed(data))
                 asked.ring()
             nursery.cancel_scope.cancel()
 
@@ -217,10 +282,24 @@ class BlockExchange:
             nursery.start_soon(read)
             seen = 0
             while True:
+                while questions:
+                    await stream.send_all(encode(self._locate(questions.popleft())))
                 while (owed := supplier.next()) is not None:
                     await stream.send_all(encode(await self._answer(*owed)))
                     supplier.answered()
                 seen = await asked.wait_past(seen)
+
+    def _locate(self, question: Locate) -> Located:
+        return Located(question.request, tuple(b for b in question.blocks if not self.has(b)))
+
+    def has(self, block: BlockId) -> bool:
+        """True when this disk should have the block, by the index."""
+        locations = self._folder.locations
+        return (
+            self._sealed.has(block)
+            or any(self._folder.disk.path(at.item) is not None for at in locations.find(block))
+            or locations.node(block) is not None
+        )
 
     async def _answer(self, request: int, block: BlockId) -> Message:
         folder = self._folder
@@ -243,14 +322,25 @@ class BlockExchange:
             if found is not None:
                 return Block(request, block, found)
             self.on_mismatch(place.item)
-        return Missing(request, (block,))
+        data = await self._sealed.read(block)
+        if data is None:
+            return Missing(request, (block,))
+        # Sealed anew: the peer may not have the key of the epoch that it was stored under.
+        sealed = seal_block(key, block, data, nonce=folder.random.bytes(24))
+        return Block(request, block, sealed)
 
 
-def _take_wants(supplier: Supplier, messages: Sequence[Message]) -> None:
+def _take_wants(supplier: Supplier, questions: deque[Locate], messages: Sequence[Message]) -> None:
     for message in messages:
-        if not isinstance(message, Want):
-            raise PeerError(f"sent {type(message).__name__} where wants were expected")
-        supplier.wanted(message)
+        match message:
+            case Want():
+                supplier.wanted(message)
+            case Locate() if len(questions) < QUESTIONS_MAX:
+                questions.append(message)
+            case Locate():
+                raise PeerError(f"asked more than {QUESTIONS_MAX} questions at once")
+            case _:
+                raise PeerError(f"sent {type(message).__name__} where wants were expected")
 
 
 def _read(fs: FileSystem, path: str, key: bytes, ref: BlockRef, offset: int) -> bytes | None:

@@ -25,6 +25,8 @@ from node.files.layout import IGNORE_FILE
 from node.files.port import FileSystem
 from node.files.root_marker import RootId, RootState, check_root
 from node.files.watcher import Dirty, Limited, Rescan, Watcher, WatchEvent
+from node.history.keeper import History
+from node.history.sealed import SealedBlocks
 from node.index.database import is_damage
 from node.ports import Threads
 from node.sync.afterlook import Afterlook
@@ -96,7 +98,9 @@ class FolderEngine:
         self._watcher = watcher
         self._disk_lock = trio.Lock()
         self._ignore = IgnoreRules.none()
-        self.blocks = BlockExchange(folder, fs, threads)
+        self.sealed = SealedBlocks(folder, fs, threads)
+        self.blocks = BlockExchange(folder, fs, threads, self.sealed)
+        self.history = History(folder, fs, threads, self.sealed, allowed=self._root_is_here)
         self.scans = ScanService(self._make_scan, allowed=self.allowed, on_report=self._take_report)
         self.apply = Apply(
             folder,
@@ -223,6 +227,9 @@ class FolderEngine:
             self.stop(verdict.message)
         return verdict.state is RootState.OK
 
+    async def _root_is_here(self) -> bool:
+        return self.stopped is None and await self.root_is_ours()
+
     # --- services -------------------------------------------------------------------------------
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -246,6 +253,7 @@ class FolderEngine:
                 self.blocks.serve,
                 self.afterlook.serve,
                 self.scrub.serve,
+                self.history.serve,
             ):
                 nursery.start_soon(self._guard, service)
             for bell in (self.folder.advanced, self.apply.changed, self.scans.done):

@@ -70,6 +70,7 @@ class Folder:
         self._looked: set[ItemId] = set()  # looked at in this transaction
         self.advanced = Bell()  # rings when the log or `complete` grew
         self.work = Bell()  # rings when what is pending may be another thing now
+        self.displaced = Bell()  # rings when something reached `.shoal/history`
         self.fresh = Fresh()
         self._complete = EMPTY
         self.reload_roster()

@@ -28,6 +28,8 @@ def record(folder: Folder, done: Sequence[tuple[Job, Outcome]], tried: Sequence[
         for job, outcome in done:
             _record(folder, job, outcome)
         folder.look_at([job.item for job, _ in done])
+    if any(outcome.displaced for _, outcome in done):
+        folder.displaced.ring()
 
 
 def _record(folder: Folder, job: Job, outcome: Outcome) -> None:

@@ -98,7 +98,12 @@ async def _serve_stream(
     if isinstance(first, Hello):
         await _Control(engine, connection, stream, name, decoder).run(messages)
     else:
-        await engine.blocks.serve_wants(stream, decoder, messages[1:])
+        try:
+            await engine.blocks.serve_wants(stream, decoder, messages[1:])
+        except* LinkClosedError:
+            pass  # the peer gave up this stream alone; whatever else ended is noticed elsewhere
+        finally:
+            await stream.aclose()
 
 
 class _Control:

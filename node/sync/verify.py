@@ -13,11 +13,8 @@ from typing import Final
 
 import trio
 
-from crdt.errors import IntegrityError
-from crdt.ids import BlockId, ItemId
+from crdt.ids import ItemId
 from crdt.slot import BlockRef
-from node.blocks.codec import seal_block
-from node.blocks.store import BlockStore
 from node.files.layout import STORE
 from node.files.port import StatKind
 from node.index.check import index_damage
@@ -119,31 +116,23 @@ async def _check_history(engine: FolderEngine) -> list[Damaged]:
 
 async def _check_store(engine: FolderEngine) -> list[Damaged]:
     """Sealed blocks, which peers may have as well."""
-    folder, damaged = engine.folder, list[Damaged]()
-    store = BlockStore(engine.fs)
-    rows = folder.database.connection.execute("SELECT block, length FROM stored")
-    for block, length in rows.fetchall():
-        ref = BlockRef(BlockId(block), length)
-        try:
-            await engine.threads.run(store.get, folder.keys, ref)
-        except (IntegrityError, OSError) as error:
-            mended = await _mend_block(engine, store, ref)
-            path = f"{STORE}/{bytes(block).hex()}"
+    damaged = []
+    for stored in list(engine.sealed.index.all()):
+        error = await engine.sealed.check(stored.ref)
+        if error is not None:
+            mended = await _mend_block(engine, stored.ref)
+            path = f"{STORE}/{stored.ref.block.hex()}"
             damaged.append(Damaged(path, f"a block of an earlier version: {error}", mended))
     return damaged
 
 
-async def _mend_block(engine: FolderEngine, store: BlockStore, ref: BlockRef) -> bool:
-    """Fetch a stored block anew; the rotten copy goes once a sound one is at hand."""
-    keys = engine.folder.keys
-    if keys.current is None:
+async def _mend_block(engine: FolderEngine, ref: BlockRef) -> bool:
+    """Fetch a stored block anew; the rotten copy goes when it is read."""
+    if engine.folder.keys.current is None:
         return False
     with trio.move_on_after(UNAVAILABLE_S):
         data = await engine.blocks.block(ref, transfer_size=ref.length)
-        nonce = engine.folder.random.bytes(24)
-        sealed = seal_block(keys.epoch(keys.current), ref.block, data, nonce=nonce)
-        await engine.threads.run(store.delete, ref.block)
-        await engine.threads.run(store.put, ref.block, sealed)
+        await engine.sealed.keep({ref: data})
         return True
     return False
 

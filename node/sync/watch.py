@@ -1,8 +1,9 @@
 """Decides when to scan what: dirty paths soon after they fall quiet, everything now and then.
 
-The watcher only hints. A path is scanned 20 ms after its first event; one that keeps changing backs
-off, doubling up to 10 s. A full scan runs at the start, when the watcher lost track, and once an
-hour. Only one scan runs at a time, so a path is never read twice at once.
+The watcher only hints. A path is scanned 20 ms after its first event. One that keeps changing backs
+off: the time between two of its scans doubles, up to 10 s. A full scan runs at the start, when the
+watcher lost track, and once an hour. Only one scan runs at a time, so a path is never read twice at
+once.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ logger = logging.getLogger("shoal.watch")
 
 QUIET_S: Final = 0.02  # from the first event of a path to its scan
 BACKOFF_MAX_S: Final = 10.0
-CALM_S: Final = 15.0  # a path that was still this long starts at QUIET_S again
+CALM_FACTOR: Final = 4.0  # a path that was still for so many of its delays starts at QUIET_S again
 FULL_EVERY_S: Final = 3600.0
 LIMITED_EVERY_S: Final = 60.0  # where some directories cannot be watched
 PATIENCE_S: Final = 0.06  # for the other half of a move, before something counts as deleted
@@ -34,6 +35,15 @@ class Busy:
 
     delay_s: float
     scanned_at: float
+
+    @property
+    def next_at(self) -> float:
+        """Before that it is not scanned again."""
+        return self.scanned_at + self.delay_s
+
+    def calm(self, now: float) -> bool:
+        """True when the path was still long enough to count as one that does not keep changing."""
+        return now - self.scanned_at > CALM_FACTOR * self.delay_s
 
 
 @dataclass(slots=True)
@@ -84,13 +94,7 @@ class ScanService:
             if path in self._due:
                 continue
             busy = self._busy.get(path)
-            delay = QUIET_S
-            if busy is not None:
-                if now - busy.scanned_at > max(CALM_S, 2 * busy.delay_s):
-                    del self._busy[path]
-                else:
-                    delay = busy.delay_s
-            self._due[path] = now + delay
+            self._due[path] = max(now + QUIET_S, 0.0 if busy is None else busy.next_at)
         if len(self._due) > DIRTY_MAX:
             self.everything()
         self._wake.ring()
@@ -159,8 +163,19 @@ class ScanService:
         self.done.ring()
 
     async def _run_paths(self, scan: Scan, paths: set[str]) -> ScanReport:
+        started = trio.current_time()
         for path in paths:
             self._back_off(path)
+        try:
+            return await self._scan_paths(scan, paths)
+        finally:
+            now = trio.current_time()
+            for path in paths & self._busy.keys():
+                busy = self._busy[path]
+                busy.delay_s = min(BACKOFF_MAX_S, max(busy.delay_s, (now - started) / len(paths)))
+                busy.scanned_at = now
+
+    async def _scan_paths(self, scan: Scan, paths: set[str]) -> ScanReport:
         await scan.paths(paths)
         if scan.has_missing:
             # What is missing here may be about to turn up elsewhere: wait for the watcher's word.
@@ -175,7 +190,7 @@ class ScanService:
     def _back_off(self, path: str) -> None:
         now = trio.current_time()
         busy = self._busy.get(path)
-        if busy is None or now - busy.scanned_at > CALM_S:
+        if busy is None or busy.calm(now):
             delay = QUIET_S
         else:
             delay = min(BACKOFF_MAX_S, busy.delay_s * 2)

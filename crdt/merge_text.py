@@ -29,7 +29,7 @@ TEXT_SIZE_MAX: Final = 1024 * 1024  # bytes, of each text and of what comes out
 PROSE_ENDINGS: Final = (".md", ".markdown", ".txt", ".text", ".rst", ".org", ".adoc")
 
 _ANCESTOR_CLIENT: Final = 1
-_CLIENT_BITS: Final = 53  # what pycrdt takes
+_CLIENTS: Final = 1 << 53  # what pycrdt takes
 _CONTEXT: Final = "shoal v1 text merge client"
 _LINE: Final = re.compile(rb"[^\n]*\n|[^\n]+")
 # Bytes, and only ASCII told apart: other versions of Python know other letters.
@@ -252,5 +252,4 @@ def _make(text: Text, ancestor: bytes, change: _Change) -> None:
 
 def _client(version: VersionVector) -> int:
     digest: bytes = blake3.blake3(pack(version.to_wire()), derive_key_context=_CONTEXT).digest(8)
-    number = int.from_bytes(digest, "big")
-    return number % (2**_CLIENT_BITS - 2) + 2
+    return int.from_bytes(digest, "big") % (_CLIENTS - 2) + 2

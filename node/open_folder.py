@@ -20,8 +20,9 @@ from crdt.errors import CallerError, PeerError
 from crdt.ids import FolderId
 from crdt.roster_make import genesis_ops, share_ops
 from node.files.disk import DiskFileSystem
-from node.files.layout import ROOT_MARKER
+from node.files.layout import ROOT_MARKER, TMP
 from node.files.port import FileSystem
+from node.files.portable_names import Personality, probe
 from node.files.root_marker import RootId, create_root_marker, make_layout
 from node.files.watcher import DiskWatcher, Watcher
 from node.home import FolderConfig, Home
@@ -213,6 +214,7 @@ def wire_folder(
     read of logs that were lost, looked at only where needed. An index is `rebuilt` when it is a new
     one in the place of a damaged one.
     """
+    make_layout(fs)
     folder = Folder(
         folder=config.folder,
         database=database,
@@ -221,10 +223,10 @@ def wire_folder(
         random=ports.random,
         invitation_seed=config.invitation_seed,
         bootstrap=roster,
+        personality=probed(fs, database),
     )
     if rebuilt or not folder.log.position(ports.identity.device).seq:
         salvage(folder, (*old_entries, *roster))
-    make_layout(fs)
     engine = FolderEngine(
         folder=folder,
         path=config.path,
@@ -270,6 +272,27 @@ def share_keys(folder: Folder) -> None:
         ops = share_ops(folder.roster, folder.keys, [own], seed=folder.random.bytes(32))
         if ops:
             folder.commit_roster(ops)
+
+
+def probed(fs: FileSystem, database: Database) -> Personality:
+    """How the disk treats names; what it was last time where it cannot be asked now."""
+    try:
+        personality = probe(fs, TMP)
+    except OSError as error:
+        logger.warning("the disk does not say how it treats names: %s", error)
+        found = database.connection.execute("SELECT value FROM meta WHERE key = 'names'").fetchone()
+        return Personality() if found is None else Personality(*map(bool, found[0]))
+    value = bytes(
+        (
+            personality.folds_case,
+            personality.folds_unicode,
+            personality.stores_decomposed,
+            personality.windows_names,
+        )
+    )
+    with database.transaction():
+        database.connection.execute("INSERT OR REPLACE INTO meta VALUES ('names', ?)", (value,))
+    return personality
 
 
 def salvage(folder: Folder, entries: Iterable[bytes]) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from crdt.slot import Kind
+from node.files.layout import TMP
 from node.files.port import ExchangeUnsupportedError, FileSystem, Stat, split_parent
 from node.files.sparse import write_sparsely
 from node.index.disk_rows import DiskRow
@@ -197,12 +198,30 @@ def _relocate(fs: FileSystem, job: Relocate) -> Outcome:
     # An edit that we have not seen moves along, so a doubtful ctime is no obstacle here.
     if not same_file_moved(fs.lstat(job.source), job.expected):
         return Outcome(Verdict.CHANGED)
-    fs.rename(job.source, job.target)
+    try:
+        fs.rename(job.source, job.target)
+    except FileExistsError:
+        if fs.lstat(job.target).inode != job.expected.inode:
+            raise
+        _respell(fs, job)
     stat = fs.lstat(job.target)
     if not same_file_moved(stat, job.expected):
         fs.rename(job.target, job.source)
         return Outcome(Verdict.CHANGED)
     return Outcome(Verdict.DONE, stat)
+
+
+def _respell(fs: FileSystem, job: Relocate) -> None:
+    """Rename between two spellings that this disk takes for one name; where they are two, and hard
+    links of one file, nothing is changed.
+    """
+    parked = f"{TMP}/{job.expected.item.hex()}.parked"
+    fs.rename(job.source, parked)
+    try:
+        fs.rename(parked, job.target)
+    except OSError:
+        fs.rename(parked, job.source)
+        raise
 
 
 def _place(fs: FileSystem, job: Place) -> Outcome:

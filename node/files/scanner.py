@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from crdt.slot import Kind, check_name
-from node.files.port import FileSystem, Stat, StatKind, join
+from node.files.port import FileSystem, Stat, StatKind, join, split_parent
 from node.index.disk_rows import DiskRow
 from node.sync.planner import still_as_agreed
+
+Fold = Callable[[str], str]  # names with equal keys are one name on the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,11 @@ class Differences:
 
 
 def observe(
-    fs: FileSystem, path: str, names: frozenset[str] | None, inode: int | None = None
+    fs: FileSystem,
+    path: str,
+    names: frozenset[str] | None,
+    inode: int | None = None,
+    fold: Fold | None = None,
 ) -> Listing:
     """List `path`, or look at a few names in it; a name that seems gone is confirmed by a
     listing.
@@ -55,10 +61,12 @@ def observe(
         names: What to look at; None for all.
         inode: The directory that we mean, None for the root. People swap directories while we
             look: what lies in another one says nothing about this one.
+        fold: On a disk that takes names with equal keys for one: all of these are looked at, as
+            only a listing tells how the one that is there is spelled.
     """
     try:
         before = inode is None or fs.lstat(path).inode == inode
-        listing = _observe(fs, path, names)
+        listing = _observe(fs, path, names, fold)
         if before and (inode is None or fs.lstat(path).inode == inode):
             return listing
     except OSError as error:
@@ -66,10 +74,14 @@ def observe(
     return Listing(path, {}, names, replaced=True)
 
 
-def _observe(fs: FileSystem, path: str, names: frozenset[str] | None) -> Listing:
+def _observe(fs: FileSystem, path: str, names: frozenset[str] | None, fold: Fold | None) -> Listing:
     try:
         if names is None:
             return Listing(path, {entry.name: entry.stat for entry in fs.scandir(path)})
+        if fold is not None:
+            keys = {fold(name) for name in names}
+            same = {e.name: e.stat for e in fs.scandir(path) if fold(e.name) in keys}
+            return Listing(path, same, names | same.keys())
         found: dict[str, Stat] = {}
         for name in names:
             try:
@@ -80,6 +92,19 @@ def _observe(fs: FileSystem, path: str, names: frozenset[str] | None) -> Listing
         return Listing(path, found, names)
     except OSError as error:
         return Listing(path, {}, names, error)
+
+
+def lstat_exactly(fs: FileSystem, path: str, fold: Fold | None) -> Stat:
+    """`lstat`, but of no other spelling.
+
+    Raises:
+        FileNotFoundError: nothing lies there under just this name.
+    """
+    if fold is not None:
+        parent, name = split_parent(path)
+        if all(entry.name != name for entry in fs.scandir(parent)):
+            raise FileNotFoundError(errno.ENOENT, "only another spelling of it is there", path)
+    return fs.lstat(path)
 
 
 def is_gone(error: OSError) -> bool:

@@ -8,7 +8,7 @@ is durable, or after a scan saw exactly that.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -91,6 +91,31 @@ class DiskRows:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
+        self._fold: Callable[[str], str] | None = None
+
+    def fold_by(self, key: Callable[[str], str] | None) -> None:
+        """Names with equal keys are one name on this disk; None: only equal names are."""
+        self._fold = key
+        if key is None:
+            self._db.execute("UPDATE disk SET fold = NULL WHERE fold IS NOT NULL")
+            return
+        rows = self._db.execute("SELECT item, name, fold FROM disk").fetchall()
+        other = [(key(name), item) for item, name, fold in rows if fold != key(name)]
+        if other:  # a new column, or the folder has moved to another disk
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("UPDATE disk SET fold = ? WHERE item = ?", other)
+            self._db.execute("COMMIT")
+
+    def lying_at(self, parent: ItemId, name: str) -> list[DiskRow]:
+        """The rows of what lies in `parent` under names that this disk takes for `name`."""
+        if self._fold is None:
+            row = self.at(parent, name)
+            return [] if row is None else [row]
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM disk WHERE parent = ? AND fold = ?",  # noqa: S608
+            (parent, self._fold(name)),
+        )
+        return [_row(row) for row in rows]
 
     def get(self, item: ItemId) -> DiskRow | None:
         """The row of `item`."""
@@ -130,11 +155,13 @@ class DiskRows:
     def put(self, row: DiskRow) -> None:
         """Insert or replace the row of `row.item`; whatever row held the same place goes."""
         self._db.execute(
-            f"INSERT OR REPLACE INTO disk ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
+            f"INSERT OR REPLACE INTO disk ({_COLUMNS}, fold) "  # noqa: S608
+            "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 row.item, row.parent, row.name, int(row.kind), pack(row.version.to_wire()),
                 row.digest, row.revision, row.shown_name, row.inode, row.size, row.mtime_ns,
                 row.ctime_ns, row.executable, row.profile,
+                None if self._fold is None else self._fold(row.name),
             ),
         )  # fmt: skip
 

@@ -132,11 +132,17 @@ CREATE TABLE damaged (
 ) WITHOUT ROWID;
 """
 
+_FOLDED_NAMES: Final = """
+ALTER TABLE disk ADD COLUMN fold TEXT;  -- what this disk takes `name` for; NULL where only itself
+CREATE INDEX disk_fold ON disk (parent, fold) WHERE fold IS NOT NULL;
+"""
+
 MIGRATIONS: Final[tuple[str, ...]] = (
     _NODE_SCHEMA + TREE_SCHEMA + BLOCKS_SCHEMA,
     _HISTORY_SCHEMA + TREE_HISTORY_SCHEMA,
     _INTENTS_SAY_WHAT_THEY_DISPLACE,
     _AFTERLOOKS,
     _DAMAGED,
+    _FOLDED_NAMES,
 )
 SCHEMA_VERSION: Final = len(MIGRATIONS)

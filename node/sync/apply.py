@@ -26,7 +26,7 @@ from crdt.slot import Content, Kind
 from crdt.tree import ViewRow
 from node.files import applier
 from node.files.applier import MakeDirectory, Outcome, Place, Relocate, Remove, SetMetadata, Verdict
-from node.files.port import FileSystem, join
+from node.files.port import FileSystem, join, split_parent
 from node.index.disk_rows import DiskRow, Intent
 from node.ports import Threads
 from node.sync.assemble import Assembled, Assembler, new_path, swap_path
@@ -259,8 +259,9 @@ class Apply:
     def _free_target(self, item: ItemId, shown: ViewRow, row: DiskRow | None, found: Round) -> bool:
         """True when nothing that we know of lies where `item` belongs."""
         folder = self._folder
-        occupant = folder.disk.at(shown.parent, folder.disk_name(shown) or shown.name)
-        if occupant is None or occupant.item == item:
+        name = folder.disk_name(shown) or shown.name
+        occupant = folder.names.occupant(shown.parent, name, item)
+        if occupant is None:
             return True
         if folder.tree.row(occupant.item) is None:
             if self._same_thing(occupant, shown):
@@ -414,16 +415,16 @@ class Apply:
 
 def _intent_of(job: Job) -> Intent | None:
     """What the next scan must not take for a person's doing if we die before we record it."""
-    shown, row = job.shown, job.row
+    shown, row, name = job.shown, job.row, split_parent(job.work.target)[1]
     if shown is None or isinstance(job.work, SetMetadata):
         return None
     if isinstance(job.work, Relocate) and row is not None:
-        return Intent(job.item, shown.parent, shown.name, row.version, row.digest)
+        return Intent(job.item, shown.parent, name, row.version, row.digest)
     content = shown.content
     work, history = job.work, None
     if isinstance(work, Place) and work.expected is not None:
         history = work.history
-    return Intent(job.item, shown.parent, shown.name, content.version, content.digest, history)
+    return Intent(job.item, shown.parent, name, content.version, content.digest, history)
 
 
 def _reason(error: Exception) -> str:

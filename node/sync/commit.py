@@ -63,7 +63,8 @@ def _needs_no_write(folder: Folder, seen: Observed) -> bool:
             return shown is None or shown.revision != seen.row.revision
         case Moved():
             shown = folder.tree.row(seen.row.item)
-            place = (folder.tree.representative(seen.parent), seen.name)
+            name = folder.names.in_tree(seen.name, seen.row)
+            place = (folder.tree.representative(seen.parent), name)
             return shown is not None and (shown.parent, shown.name) == place
         case Edited():
             return False
@@ -143,11 +144,12 @@ def _write(folder: Folder, seen: Observed, writer: Writer) -> ItemId:
         case Moved():
             item = _actionable(folder, seen.row.item)
             shown = folder.tree.row(item)
-            place = (folder.tree.representative(seen.parent), seen.name)
+            name = folder.names.in_tree(seen.name, seen.row)
+            place = (folder.tree.representative(seen.parent), name)
             if _is_our_doing(folder, seen):
                 return seen.row.item
             if shown is None or (shown.parent, shown.name) != place:
-                writer.move(item, seen.parent, seen.name)
+                writer.move(item, seen.parent, name)
             return item
         case Deleted():
             shown = folder.tree.row(seen.row.item)
@@ -171,7 +173,7 @@ def _is_our_doing(folder: Folder, seen: Moved | Edited) -> bool:
 
 
 def _write_created(folder: Folder, seen: Created, writer: Writer) -> ItemId:
-    draft = seen.described.draft
+    draft, name = seen.described.draft, folder.names.in_tree(seen.name)
     intent = folder.disk.intent_at(seen.parent, seen.name)
     if (
         intent is not None
@@ -185,15 +187,15 @@ def _write_created(folder: Folder, seen: Created, writer: Writer) -> ItemId:
     if folder.tree.slots(seen.item):
         # A directory that the view showed when the walk came by, and that is gone from it now.
         writer.edit(seen.item, draft, base=EMPTY)
-        writer.move(seen.item, seen.parent, seen.name)
+        writer.move(seen.item, seen.parent, name)
     else:
-        writer.create(seen.item, seen.parent, seen.name, draft)
+        writer.create(seen.item, seen.parent, name, draft)
     return seen.item
 
 
 def _adopted(folder: Folder, seen: Created) -> ViewRow | None:
     """The view row that what was found is already: left by a crash, or here before we met."""
-    shown = folder.tree.child(folder.tree.representative(seen.parent), seen.name)
+    shown = folder.shown_at(seen.parent, seen.name)
     if shown is None or folder.disk.get(shown.item) is not None:
         return None
     fits = adopts(shown.content, seen.described.digest, seen.described.draft.executable)
@@ -214,7 +216,7 @@ def _write_edited(folder: Folder, seen: Edited, writer: Writer) -> ItemId:
     if item != seen.row.item:  # its twin, whose versions are others; equal bytes were seen
         same = shown is not None and shown.content.digest == seen.row.digest
         base = shown.content.version if shown is not None and same else EMPTY
-    writer.edit(item, draft, base=base, place=(seen.row.parent, seen.row.name))
+    writer.edit(item, draft, base=base, place=(seen.row.parent, seen.row.shown_name))
     return item
 
 
@@ -237,18 +239,24 @@ def _record(folder: Folder, seen: Observed, item: ItemId) -> None:
     """Note in the disk rows what the scan saw."""
     match seen:
         case Created():
-            _put_described(folder, item, seen.parent, seen.name, seen.described)
+            shown_name = folder.names.in_tree(seen.name)
+            adopted = folder.names.behind(folder.tree.representative(seen.parent), seen.name)
+            if adopted is not None and adopted.item == item:
+                shown_name = adopted.name
+            place = (seen.parent, seen.name, shown_name)
+            _put_described(folder, item, place, seen.described)
             folder.fresh.add(item, folder.clock.monotonic_s())
         case Edited():
             row = folder.disk.get(seen.row.item) or seen.row
             folder.disk.drop(seen.row.item)
-            _put_described(folder, item, row.parent, row.name, seen.described)
+            _put_described(folder, item, (row.parent, row.name, row.shown_name), seen.described)
             folder.fresh.add(item, folder.clock.monotonic_s())
         case Moved():
             if item != seen.row.item:
                 folder.disk.rekey(seen.row.item, item)
             # The parent is the directory on this disk, even where the view unites it with another.
-            row = replace(seen.row.moved(seen.parent, seen.name), item=item)
+            shown_name = folder.names.in_tree(seen.name, seen.row)
+            row = replace(seen.row.moved(seen.parent, seen.name), item=item, shown_name=shown_name)
             row = replace(row, revision=_agreed_revision(folder, row, folder.tree.row(item)))
             # A rename hides in the ctime whether the content changed too: the next scan reads it.
             put_row(folder, row, replace(seen.stat, ctime_ns=UNSURE))
@@ -262,8 +270,10 @@ def _record(folder: Folder, seen: Observed, item: ItemId) -> None:
 
 
 def _put_described(
-    folder: Folder, item: ItemId, parent: ItemId, name: str, described: Described
+    folder: Folder, item: ItemId, place: tuple[ItemId, str, str], described: Described
 ) -> None:
+    """Args: `place` is the directory, the name on this disk, and the name in the tree."""
+    parent, name, shown_name = place
     draft, stat = described.draft, described.stat
     row = DiskRow(
         item=item,
@@ -273,7 +283,7 @@ def _put_described(
         version=_version_on_disk(folder, item, described),
         digest=described.digest,
         revision=0,
-        shown_name=name,
+        shown_name=shown_name,
         inode=stat.inode,
         size=stat.size,
         mtime_ns=stat.mtime_ns,

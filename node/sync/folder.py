@@ -25,6 +25,7 @@ from crdt.tree import ViewRow
 from crdt.version_vector import EMPTY, VersionVector
 from node.blocks.locate import Locations
 from node.files.port import StatKind
+from node.files.portable_names import Personality
 from node.index.database import Database
 from node.index.disk_rows import DiskRow, DiskRows
 from node.index.log import Log
@@ -33,6 +34,7 @@ from node.ports import Clock, Random
 from node.sync.bell import Bell
 from node.sync.describe import Job
 from node.sync.fresh import Fresh
+from node.sync.names import PLAIN, Names
 from node.sync.planner import Plan, plan_item
 from transport.identity import Identity
 
@@ -50,9 +52,12 @@ class Folder:
         random: Random,
         invitation_seed: bytes | None = None,
         bootstrap: Iterable[bytes] = (),
+        personality: Personality = PLAIN,
     ) -> None:
-        """Args: `bootstrap` are roster entries known from joining, before the log holds them;
-        their signatures have been checked.
+        """Args:
+        bootstrap: Roster entries known from joining, before the log holds them; their signatures
+            have been checked.
+        personality: How this disk treats names.
         """
         self.id = folder
         self.database = database
@@ -65,6 +70,7 @@ class Folder:
         self.tree = TreeIndex(database.connection)
         self.disk = DiskRows(database.connection)
         self.locations = Locations(database.connection)
+        self.names = Names(self.disk, self.tree, personality)
         self.pending: dict[ItemId, int] = {}  # items to work on -> bytes to come; oldest first
         self.revisited: set[ItemId] = set()  # looked at since the applier last took note
         self._looked: set[ItemId] = set()  # looked at in this transaction
@@ -128,7 +134,7 @@ class Folder:
 
     def directory_item(self, parent: ItemId, name: str) -> ItemId:
         """The item of a directory just found: one that the view shows there, or a fresh one."""
-        row = self.tree.child(self.tree.representative(parent), name)
+        row = self.shown_at(parent, name)
         if (
             row is not None
             and row.content.kind is Kind.DIRECTORY
@@ -136,6 +142,12 @@ class Folder:
         ):
             return row.item
         return self.new_item()
+
+    def shown_at(self, parent: ItemId, name: str) -> ViewRow | None:
+        """What the view shows where something unknown was found on this disk."""
+        face = self.tree.representative(parent)
+        shown = self.tree.child(face, self.names.in_tree(name))
+        return self.names.behind(face, name) if shown is None else shown
 
     def reading_job(self, path: str, kind: StatKind, row: DiskRow | None) -> Job:
         """How to read a path: from the content and blocks that it had, where `row` knows them."""
@@ -205,5 +217,4 @@ class Folder:
 
     def disk_name(self, shown: ViewRow | None) -> str | None:
         """The name that this disk gives a row where it cannot hold the row's own; else None."""
-        del shown  # every Linux disk holds every name that the tree allows; aliases come later
-        return None
+        return self.names.on_disk(shown)

@@ -10,7 +10,7 @@ from crdt.ids import ItemId
 from crdt.slot import Kind
 from crdt.tree import ViewRow
 from node.files.applier import MakeDirectory, Outcome, Place, Relocate, Remove, SetMetadata
-from node.files.port import Stat
+from node.files.port import Stat, split_parent
 from node.index.disk_rows import PARKED, DiskRow, displaced_item
 from node.sync.afterlook import note_displaced
 from node.sync.commit import put_row
@@ -58,8 +58,8 @@ def _record(folder: Folder, job: Job, outcome: Outcome) -> None:
             if shown is None:
                 put_row(folder, row.moved(PARKED, f"{job.item.hex()}.parked"), stat)
                 return
-            name = folder.disk_name(shown) or shown.name
-            moved = replace(row.moved(shown.parent, name), shown_name=shown.name)
+            moved = row.moved(shown.parent, split_parent(work.target)[1])
+            moved = replace(moved, shown_name=shown.name)
             if row.version == shown.content.version or row.kind is Kind.DIRECTORY:
                 moved = replace(moved, revision=shown.revision)
             put_row(folder, moved, stat)
@@ -79,7 +79,7 @@ def _row_of(folder: Folder, job: Job, shown: ViewRow, stat: Stat) -> DiskRow:
     return DiskRow(
         item=job.item,
         parent=shown.parent,
-        name=folder.disk_name(shown) or shown.name,
+        name=split_parent(job.work.target)[1],
         kind=content.kind,
         version=content.version,
         digest=content.digest,

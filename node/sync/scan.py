@@ -22,7 +22,7 @@ import trio
 from crdt.ids import ROOT, ItemId
 from crdt.slot import Kind
 from node.files.port import FileSystem, Stat, StatKind, join
-from node.files.scanner import Differences, Listing, compare, is_gone, observe
+from node.files.scanner import Differences, Listing, compare, is_gone, lstat_exactly, observe
 from node.index.disk_rows import DiskRow
 from node.ports import Threads
 from node.sync.commit import commit_observed
@@ -102,6 +102,7 @@ class Scan:
         self._ignored = ignored
         self._may_delete = may_delete
         self._progress = progress
+        self._fold = folder.names.personality.key if folder.names.folds else None
         self._batch: list[Observed] = []
         self._missing: dict[ItemId, DiskRow] = {}
         self._moved: set[ItemId] = set()
@@ -161,7 +162,9 @@ class Scan:
             at, names = stack.pop()
             path = at.path
             async with self._lock:
-                listing = await self._threads.run(observe, self._fs, path, names, at.inode)
+                listing = await self._threads.run(
+                    observe, self._fs, path, names, at.inode, self._fold
+                )
             if listing.error is not None:
                 self._warn_listing(listing)
                 continue
@@ -278,7 +281,7 @@ class Scan:
         if old is None or old == place:
             return False
         try:
-            stat = await self._threads.run(self._fs.lstat, old)
+            stat = await self._threads.run(lstat_exactly, self._fs, old, self._fold)
         except OSError as error:
             return is_gone(error)
         return stat.inode != row.inode
@@ -409,7 +412,8 @@ class Scan:
         if parent is None:
             return False  # its directory is being moved or went itself, with all its rows
         try:
-            stat = await self._threads.run(self._fs.lstat, join(parent, row.name))
+            path = join(parent, row.name)
+            stat = await self._threads.run(lstat_exactly, self._fs, path, self._fold)
         except OSError as error:
             return is_gone(error)
         return stat.inode != row.inode or int(stat.kind) != int(row.kind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import trio
 import trio.testing
@@ -18,6 +18,7 @@ from crdt.slot import BlockRef
 from node.blocks.read import read_block
 from node.files.memory import MemoryFileSystem
 from node.files.port import FileSystem
+from node.files.portable_names import Personality
 from node.files.root_marker import make_layout
 from node.history.keeper import History
 from node.history.sealed import SealedBlocks
@@ -95,6 +96,7 @@ class Box:
             clock=self.clock,
             random=self.random,
             bootstrap=bootstrap,
+            personality=self.fs.personality,
         )
         self.intake = Intake(self.folder)
         self.lock = trio.Lock()
@@ -226,12 +228,18 @@ class Box:
         }
 
 
-def boxes(count: int, *, clock: StepClock | None = None) -> list[Box]:
-    """Devices that are members of one folder already; all share one clock."""
+def boxes(
+    count: int, *, clock: StepClock | None = None, personalities: Sequence[Personality] = ()
+) -> list[Box]:
+    """Devices that are members of one folder already; all share one clock. The first ones' disks
+    have `personalities`.
+    """
     clock = clock or StepClock()
-    made = [
-        Box(number + 1, MemoryFileSystem(clock=clock.wall_ns), clock) for number in range(count)
+    disks = [
+        MemoryFileSystem(clock=clock.wall_ns, personality=personality)
+        for personality in (*personalities, *[Personality()] * (count - len(personalities)))
     ]
+    made = [Box(number, fs, clock) for number, fs in enumerate(disks, 1)]
     owner = made[0]
     folder, ops = genesis_ops(
         owner.identity.device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -135,9 +136,8 @@ async def random_run(seed: int) -> None:
     await settle_all(*members)
 
 
-def person(box: Box, chance: random.Random) -> None:
+def person(box: Box, chance: random.Random, names: Sequence[str] = ("a", "b", "c.txt")) -> None:
     tree = box.tree()
-    names = ["a", "b", "c.txt"]
     directories = ["", *(path for path, what in tree.items() if what is None)]
     parent = chance.choice(directories)
     target = f"{parent}/{chance.choice(names)}".lstrip("/")

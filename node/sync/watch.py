@@ -190,9 +190,8 @@ class ScanService:
     def _back_off(self, path: str) -> None:
         now = trio.current_time()
         busy = self._busy.get(path)
-        if busy is None or busy.calm(now):
-            delay = QUIET_S
-        else:
+        delay = QUIET_S
+        if busy is not None and not busy.calm(now):
             delay = min(BACKOFF_MAX_S, busy.delay_s * 2)
         self._busy[path] = Busy(delay, now)
         if len(self._busy) > DIRTY_MAX:

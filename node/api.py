@@ -21,15 +21,21 @@ from node.control.facade import (
     FolderState,
     FolderStatus,
     FolderWarning,
+    HistoryResult,
+    KeepResult,
     Needs,
     PeerStatus,
     Phase,
     Progress,
+    RestoreResult,
     Role,
     Status,
+    TrashItem,
     VerifyResult,
     WaitResult,
 )
+from node.history import answers
+from node.history.settings import save_policy
 from node.open_folder import OpenFolder
 from node.sync.engine import FolderEngine
 from node.sync.verify import NOT_MENDED, verify_folder
@@ -193,6 +199,44 @@ class Api:
             repaired=tuple(d.path for d in found.damaged if d.repaired),
             details=tuple(Damage(d.path, d.message, d.repaired) for d in found.damaged),
         )
+
+    # --- history --------------------------------------------------------------------------------
+
+    async def history(self, path: str) -> HistoryResult:
+        """See `NodeFacade`."""
+        engine = self._find(path).engine
+        return await answers.history_of(engine, answers.shown_path(engine, path))
+
+    async def restore(
+        self, path: str, *, version: str | None, at_ms: int | None, to: str | None
+    ) -> RestoreResult:
+        """See `NodeFacade`."""
+        engine = self._find(path).engine
+        inside = answers.shown_path(engine, path)
+        return await answers.restore(engine, inside, version=version, at_ms=at_ms, to=to)
+
+    async def trash(self, directory: str) -> tuple[TrashItem, ...]:
+        """See `NodeFacade`."""
+        engine = self._find(directory).engine
+        return answers.trash_of(engine, answers.shown_path(engine, directory))
+
+    async def keep(
+        self,
+        directory: str,
+        *,
+        all_s: int | None,
+        daily_s: int | None,
+        share: float | None,
+        size: int | None,
+    ) -> KeepResult:
+        """See `NodeFacade`."""
+        engine = self._find(directory).engine
+        before = engine.history.policy
+        policy = answers.changed(before, all_s=all_s, daily_s=daily_s, share=share, size=size)
+        if policy != before:
+            save_policy(self._node.home.directory(engine.folder.id), policy)
+            engine.history.policy = policy
+        return answers.kept(engine)
 
     async def pause(self, directory: str) -> None:
         """See `NodeFacade`."""

@@ -25,6 +25,7 @@ from node.files.port import FileSystem
 from node.files.portable_names import Personality, probe
 from node.files.root_marker import RootId, create_root_marker, make_layout
 from node.files.watcher import DiskWatcher, Watcher
+from node.history.settings import load_policy
 from node.home import FolderConfig, Home
 from node.index.database import DamagedIndexError, Database, move_aside, open_database
 from node.ports import Clock, Random, Threads
@@ -194,6 +195,7 @@ def open_folder(
     )
     for note in notes:
         engine.warn("", note)
+    engine.history.policy = load_policy(home.directory(config.folder))
     return OpenFolder(config, engine, database, fs)
 
 

@@ -75,6 +75,21 @@ class DirectoryType(click.ParamType[Path]):
         return value if isinstance(value, Path) else absolute(os.fsdecode(value))
 
 
+class PathType(click.ParamType[Path]):
+    """A path whose last part need not exist, and is not followed if it is a symlink."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """See click."""
+        if isinstance(value, Path):
+            return value
+        text = os.fsdecode(value).rstrip("/") or "/"
+        if Path(text).name in {"", ".", ".."}:
+            return absolute(text)
+        return absolute(str(Path(text).parent)) / Path(text).name
+
+
 class DurationType(click.ParamType[float]):
     """Seconds, written as 30s, 10m, 12h or 1d."""
 
@@ -94,6 +109,11 @@ def directory_argument(function: F) -> F:
     """`[DIR]`: any directory in a synced folder; where we are by default."""
     decorate = click.argument("directory", metavar="[DIR]", default=".", type=DirectoryType())
     return decorate(function)
+
+
+def path_argument(function: F) -> F:
+    """`PATH`: a file or directory in a synced folder, whether or not it is there now."""
+    return click.argument("path", metavar="PATH", type=PathType())(function)
 
 
 def common_options(function: F) -> F:

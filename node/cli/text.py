@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from datetime import datetime
 from typing import Final
 
 _UNITS: Final = ("kB", "MB", "GB", "TB")
 _DURATION: Final = re.compile(r"([0-9]{1,9})\s*([smhd]?)")
+_SIZE: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*(b?|kb|mb|gb|tb)")
+_SECONDS_SINCE_1970: Final = re.compile(r"[0-9]{9,11}(?:\.[0-9]{1,9})?")
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -58,3 +61,39 @@ def parse_duration(text: str) -> float:
     if match is None:
         raise ValueError(f"'{text}' is no duration; write 30s, 10m, 12h or 1d")
     return float(int(match[1]) * _SECONDS[match[2]])
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `500`, `20MB`, `1.5 GB` or `1TB`, in units of 1000; raises ValueError else."""
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None:
+        raise ValueError(f"'{text}' is no size; write 500MB, 10GB or 1TB")
+    return int(float(match[1]) * 1000 ** " kmgt".index(match[2].rstrip("b") or " "))
+
+
+def parse_time(text: str, now_s: float) -> int:
+    """Milliseconds since 1970 UTC of a moment as people write it.
+
+    `2026-11-21 14:30`, `2026-11-21` (its first moment), both by the local clock; ISO 8601 with a
+    zone, as `shoal history --json` prints it; `2h` or `3d`, so long before `now_s`; seconds since
+    1970. Raises ValueError on anything else.
+    """
+    plain = text.strip()
+    if _SECONDS_SINCE_1970.fullmatch(plain):
+        return round(float(plain) * 1000)
+    ago = plain.removesuffix("ago").strip()
+    if ago and ago[-1] in "smhd":
+        return round((now_s - parse_duration(ago)) * 1000)
+    try:
+        moment = datetime.fromisoformat(plain)
+    except ValueError:
+        raise ValueError(
+            f"'{text}' is no time; write 2026-11-21 14:30, 2026-11-21, or 2h for two hours ago"
+        ) from None
+    return round(moment.timestamp() * 1000)
+
+
+def local_time_text(iso: str) -> str:
+    """A time that the node told, by the local clock, to the second."""
+    moment = datetime.fromisoformat(iso)
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"

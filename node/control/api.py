@@ -3,7 +3,9 @@
     GET  /status                                            GET  /logs?lines=
     GET  /events   server-sent events                       POST /shutdown
     POST /invite   {dir, role?, uses?, expires_s?}          POST /wait  {dir, devices, timeout_s}
-    POST /devices, /verify, /pause, /resume   {dir}
+    POST /devices, /verify, /pause, /resume, /trash   {dir}
+    POST /history  {path}                POST /restore  {path, version?, at_ms?, to?}
+    POST /keep     {dir, all_s?, daily_s?, share?, size?}
 
 An error answers with `node.control.errors.to_message`. Requests are small, and refused beyond
 BODY_SIZE_MAX before they are parsed. `wait` and `verify` are cancelled when whoever asked hangs up.
@@ -47,6 +49,8 @@ from node.control.shapes import dumps
 logger = logging.getLogger("shoal.control")
 
 BODY_SIZE_MAX: Final = 64 * 1024  # bytes; the largest real one holds a path
+TIME_MS_MAX: Final = 2**53
+VERSION_MAX: Final = 100  # characters; real ones have at most 24
 PATH_SIZE_MAX: Final = 4096  # bytes; PATH_MAX on Linux
 
 T = TypeVar("T")
@@ -65,6 +69,10 @@ def create_app(facade: NodeFacade) -> ASGIApp:
         Route("/invite", _careful(api.invite), methods=post),
         Route("/wait", _careful(api.wait), methods=post),
         Route("/verify", _careful(api.verify), methods=post),
+        Route("/history", _careful(api.history), methods=post),
+        Route("/restore", _careful(api.restore), methods=post),
+        Route("/trash", _careful(api.trash), methods=post),
+        Route("/keep", _careful(api.keep), methods=post),
         Route("/pause", _careful(api.pause), methods=post),
         Route("/resume", _careful(api.resume), methods=post),
         Route("/shutdown", _careful(api.shutdown), methods=post),
@@ -132,6 +140,52 @@ class _Api:
     async def verify(self, request: Request) -> Response:
         directory = _directory((await _body(request)).get("dir"))
         return await _while_connected(request, partial(self._facade.verify, directory))
+
+    async def history(self, request: Request) -> Response:
+        path = _directory((await _body(request)).get("path"), "path")
+        return await _while_connected(request, partial(self._facade.history, path))
+
+    async def restore(self, request: Request) -> Response:
+        body = await _body(request)
+        version, at_ms, to = body.get("version"), body.get("at_ms"), body.get("to")
+        if version is not None and (not isinstance(version, str) or len(version) > VERSION_MAX):
+            raise CallerError("`version` must be one that /history shows")
+        if version is not None and at_ms is not None:
+            raise CallerError("name a version or a time, not both")
+        restore = partial(
+            self._facade.restore,
+            _directory(body.get("path"), "path"),
+            version=version,
+            at_ms=None if at_ms is None else int(_number("at_ms", at_ms, 0, TIME_MS_MAX)),
+            to=None if to is None else _directory(to, "to"),
+        )
+        return await _while_connected(request, restore)
+
+    async def trash(self, request: Request) -> Response:
+        directory = _directory((await _body(request)).get("dir"))
+        return _answer({"deleted": await self._facade.trash(directory)})
+
+    async def keep(self, request: Request) -> Response:
+        body = await _body(request)
+
+        def number(name: str) -> float | None:
+            return None if body.get(name) is None else _number(name, body[name], 0, TIME_MS_MAX)
+
+        def whole(name: str) -> int | None:
+            value = number(name)
+            return None if value is None else int(value)
+
+        directory = _directory(body.get("dir"))
+        share = number("share")
+        return _answer(
+            await self._facade.keep(
+                directory,
+                all_s=whole("all_s"),
+                daily_s=whole("daily_s"),
+                share=None if share is None else float(share),
+                size=whole("size"),
+            )
+        )
 
     async def pause(self, request: Request) -> Response:
         await self._facade.pause(_directory((await _body(request)).get("dir")))
@@ -243,14 +297,14 @@ async def _body(request: Request) -> dict[str, Any]:
     return data
 
 
-def _directory(value: object) -> str:
+def _directory(value: object, name: str = "dir") -> str:
     if isinstance(value, str) and os.path.isabs(value) and "\0" not in value:
         try:
             if len(os.fsencode(value)) <= PATH_SIZE_MAX:
                 return value
         except UnicodeEncodeError:
             pass
-    raise CallerError("`dir` must be the absolute path of a directory")
+    raise CallerError(f"`{name}` must be an absolute path")
 
 
 def _number(name: str, value: object, low: float, high: float) -> float:

@@ -17,7 +17,18 @@ import httpx
 
 from node.control.address import ControlAddress
 from node.control.errors import ForwardedError, NodeNotRunningError, NodeTooSlowError, from_message
-from node.control.facade import DeviceInfo, Event, Role, Status, VerifyResult, WaitResult
+from node.control.facade import (
+    DeviceInfo,
+    Event,
+    HistoryResult,
+    KeepResult,
+    RestoreResult,
+    Role,
+    Status,
+    TrashItem,
+    VerifyResult,
+    WaitResult,
+)
 from node.control.shapes import from_json
 
 ANSWER_TIMEOUT_S: Final = 30.0  # a node on a slow disk may be busy, but not longer
@@ -63,6 +74,27 @@ class ControlClient:
         """See `NodeFacade.verify`; takes as long as reading the folder does."""
         answer = self._call("POST", "/verify", {"dir": str(directory)}, limit_s=None)
         return _read(VerifyResult, answer)
+
+    def history(self, path: Path) -> HistoryResult:
+        """See `NodeFacade.history`."""
+        return _read(HistoryResult, self._call("POST", "/history", {"path": str(path)}))
+
+    def restore(
+        self, path: Path, *, version: str | None, at_ms: int | None, to: Path | None
+    ) -> RestoreResult:
+        """See `NodeFacade.restore`; takes as long as the bytes need to come."""
+        body: dict[str, object] = {"path": str(path), "version": version, "at_ms": at_ms}
+        body["to"] = None if to is None else str(to)
+        return _read(RestoreResult, self._call("POST", "/restore", body, limit_s=None))
+
+    def trash(self, directory: Path) -> tuple[TrashItem, ...]:
+        """See `NodeFacade.trash`."""
+        answer = self._call("POST", "/trash", {"dir": str(directory)})
+        return _read(tuple[TrashItem, ...], answer.get("deleted"))
+
+    def keep(self, directory: Path, **changes: float | None) -> KeepResult:
+        """See `NodeFacade.keep`; `changes` are its arguments."""
+        return _read(KeepResult, self._call("POST", "/keep", {"dir": str(directory), **changes}))
 
     def pause(self, directory: Path) -> None:
         """See `NodeFacade.pause`."""

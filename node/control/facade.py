@@ -164,6 +164,65 @@ class VerifyResult:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionInfo:
+    """One version of a path. `version` is what `restore` takes; `device` and `name` are its
+    author's; `available` says that its bytes are to be had now, here or from a connected device.
+    A deletion's size is that of what was deleted.
+    """
+
+    version: str
+    time: str  # ISO 8601, UTC, by the author's clock
+    device: str
+    name: str
+    size: int
+    deleted: bool
+    available: bool
+    current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryResult:
+    """The versions of a path, the newest first. `path` is relative to the folder."""
+
+    path: str
+    versions: tuple[VersionInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """What was restored: `paths` are relative to the folder. `complete` is False while some of it
+    is still on its way to the disk.
+    """
+
+    paths: tuple[str, ...]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TrashItem:
+    """Something deleted: where it lay, when and by whom it was deleted."""
+
+    path: str
+    time: str
+    device: str
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeepResult:
+    """How much history a folder keeps on this device, and how much there is: see `shoal keep`."""
+
+    all_s: int
+    daily_s: int
+    share: float
+    size: int
+    versions: int
+    used: int  # bytes
+    limit: int  # bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something changed. `kind` is `status`, `log` or `warning`; `folder` is an id or empty.
 
@@ -199,6 +258,35 @@ class NodeFacade(Protocol):
 
     async def verify(self, directory: str) -> VerifyResult:
         """Read and check everything; mend from peers. Cancelled when whoever asked goes away."""
+        ...
+
+    async def history(self, path: str) -> HistoryResult:
+        """The versions of a file, deleted or not."""
+        ...
+
+    async def restore(
+        self, path: str, *, version: str | None, at_ms: int | None, to: str | None
+    ) -> RestoreResult:
+        """Bring a version back, or a directory as of a time (milliseconds since 1970 UTC).
+
+        Cancelled when whoever asked goes away; what was written by then stays.
+        """
+        ...
+
+    async def trash(self, directory: str) -> tuple[TrashItem, ...]:
+        """What was deleted in a directory, the newest first."""
+        ...
+
+    async def keep(
+        self,
+        directory: str,
+        *,
+        all_s: int | None,
+        daily_s: int | None,
+        share: float | None,
+        size: int | None,
+    ) -> KeepResult:
+        """Set what is not None of how much history the folder keeps here; says what holds now."""
         ...
 
     async def pause(self, directory: str) -> None:

@@ -29,6 +29,16 @@ class LogRow:
     entry: bytes
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Stamp:
+    """When an entry was written: in logical time, and by its author's clock, in milliseconds since
+    1970 UTC. The first decides, the second is for people.
+    """
+
+    lamport: int
+    time_ms: int
+
+
 class Log:
     """All entries of one folder. Calls happen inside the caller's transaction."""
 
@@ -85,12 +95,12 @@ class Log:
         ).fetchone()
         return None if row is None else row[0]
 
-    def time_ms(self, device: DeviceId, seq: int) -> int:
-        """When a stored entry was written; 0 when nothing is known of it."""
+    def stamp(self, device: DeviceId, seq: int) -> Stamp:
+        """When a stored entry was written; zeroes when it is not known here."""
         row = self._db.execute(
-            "SELECT time_ms FROM log WHERE device = ? AND seq = ?", (device, seq)
+            "SELECT lamport, time_ms FROM log WHERE device = ? AND seq = ?", (device, seq)
         ).fetchone()
-        return 0 if row is None else int(row[0])
+        return Stamp(0, 0) if row is None else Stamp(*row)
 
     def append(self, entry: Entry, *, time_ms: int = 0) -> None:
         """Store an accepted entry; the caller has checked that it follows the last one.

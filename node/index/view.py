@@ -104,12 +104,12 @@ class TreeIndex:
         """
         (revision,) = self._db.execute("SELECT revision FROM tree_state").fetchone()
         records = Records(self._db, self._slots)
-        written = self._merge(records, writes, revision + 1)
+        written, past = self._merge(records, writes, revision + 1)
         if not written:
             return set()
         Groups(records).settle(Places(records).settle(written))
         outcome = records.flush()
-        self._note_places(records, written)
+        self._note_places(records, written, past)
         self._db.execute(
             "UPDATE tree_state SET revision = ?, files = files + ?, bytes = bytes + ?, "
             "conflicts = conflicts + ?",
@@ -119,8 +119,10 @@ class TreeIndex:
 
     def _merge(
         self, records: Records, writes: Iterable[tuple[ItemId, DeviceId, Slot]], revision: int
-    ) -> list[Record]:
-        """Store what is newer than what is here; returns the records to look at."""
+    ) -> tuple[list[Record], list[tuple[ItemId, Slot]]]:
+        """Store what is newer than what is here; returns the records to look at, and the slots
+        that were replaced.
+        """
         batch: dict[ItemId, dict[DeviceId, Slot]] = {}
         past: list[tuple[ItemId, DeviceId, Slot]] = []
         for item, device, slot in writes:
@@ -153,16 +155,22 @@ class TreeIndex:
         self._slots.put_past(past)
         for record in written:
             records.look(record)
-        return list(written)
+        return list(written), [(item, slot) for item, _, slot in past]
 
-    def _note_places(self, records: Records, written: Sequence[Record]) -> None:
+    def _note_places(
+        self, records: Records, written: Sequence[Record], past: Iterable[tuple[ItemId, Slot]]
+    ) -> None:
         """Remember where the written items were put before: people ask by what was where."""
-        places = set()
+        said = list(past)
         for record in written:
-            for slot in records.slots(record).values() if record.copy_of is None else ():
-                for placement in slot.placements:
-                    if (placement.parent, placement.name) != (record.parent, record.name):
-                        places.add((placement.parent, placement.name, record.item))
+            if record.copy_of is None:
+                said += [(record.item, slot) for slot in records.slots(record).values()]
+        places = set()
+        for item, slot in said:
+            record = records.get(item)
+            for placement in slot.placements:
+                if (placement.parent, placement.name) != (record.parent, record.name):
+                    places.add((placement.parent, placement.name, item))
         self._db.executemany("INSERT OR IGNORE INTO former_places VALUES (?, ?, ?)", places)
 
     # --- reading (see TreeReader) -----------------------------------------------------------------

@@ -108,7 +108,7 @@ class FolderEngine:
             threads,
             self._disk_lock,
             Assembler(fs, threads, self.blocks, folder.block_key),
-            ignored=self._ignored,
+            ignored=self.ignored,
             dirty=lambda path: self.scans.hint([path]),
             allowed=lambda: self.allowed() and self.scans.first_done,
         )
@@ -312,7 +312,7 @@ class FolderEngine:
             self.fs,
             self.threads,
             self._disk_lock,
-            ignored=self._ignored,
+            ignored=self.ignored,
             may_delete=self.root_is_ours,
             progress=progress,
         )
@@ -331,7 +331,8 @@ class FolderEngine:
         self.warn(path, message)
         self.scans.hint([path])
 
-    def _ignored(self, path: str, is_directory: bool) -> bool:
+    def ignored(self, path: str, is_directory: bool) -> bool:
+        """True for what `.shoalignore` keeps out, and for what is ours."""
         return self._ignore.ignores(path, is_directory)
 
     async def _load_ignore(self) -> bool:

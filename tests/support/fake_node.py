@@ -19,17 +19,23 @@ from node.control.facade import (
     FolderState,
     FolderStatus,
     FolderWarning,
+    HistoryResult,
+    KeepResult,
     Needs,
     PeerStatus,
     Phase,
     Progress,
+    RestoreResult,
     Role,
     Status,
+    TrashItem,
     VerifyResult,
+    VersionInfo,
     WaitResult,
 )
 from node.control.server import serve_control
 
+MOMENT = "2026-11-21T08:49:33.123Z"
 ME = "A" * 56
 PEER = "B" * 56
 
@@ -51,6 +57,12 @@ class FakeNode:
         self.bus = EventBus()
         self.invited: list[tuple[Role, int, float]] = []
         self.verified = VerifyResult(3, 4096)
+        self.versions = (
+            VersionInfo("AAAAAAA-7", MOMENT, ME, "laptop", 12, False, True, True),
+            VersionInfo("BBBBBBB-12", MOMENT, PEER, "Desk", 11, False, False, False),
+        )
+        self.restored: list[tuple[str, str | None, int | None, str | None]] = []
+        self.kept = KeepResult(2_592_000, 31_536_000, 0.2, 10**10, 2, 500, 10**10)
         self.log = tuple(f"line {number}" for number in range(5))
 
     @property
@@ -102,6 +114,36 @@ class FakeNode:
     async def verify(self, directory: str) -> VerifyResult:
         self._find(directory)
         return self.verified
+
+    async def history(self, path: str) -> HistoryResult:
+        self._find(path)
+        return HistoryResult(Path(path).name, self.versions)
+
+    async def restore(
+        self, path: str, *, version: str | None, at_ms: int | None, to: str | None
+    ) -> RestoreResult:
+        self._find(path)
+        self.restored.append((path, version, at_ms, to))
+        return RestoreResult((Path(path).name,), complete=True)
+
+    async def trash(self, directory: str) -> tuple[TrashItem, ...]:
+        self._find(directory)
+        return (TrashItem("old\x1b[31m.txt", MOMENT, PEER, "Desk", 5),)
+
+    async def keep(
+        self,
+        directory: str,
+        *,
+        all_s: int | None,
+        daily_s: int | None,
+        share: float | None,
+        size: int | None,
+    ) -> KeepResult:
+        self._find(directory)
+        changes = {"all_s": all_s, "daily_s": daily_s, "share": share, "size": size}
+        given = {name: value for name, value in changes.items() if value is not None}
+        self.kept = replace(self.kept, **given)  # type: ignore[arg-type]
+        return self.kept
 
     async def pause(self, directory: str) -> None:
         self._find(directory)

@@ -197,6 +197,12 @@ async def test_a_bug_is_named_logged_and_survived(
         ("/wait", b'{"dir": "/x", "timeout_s": 1}', "`devices`"),
         ("/wait", b'{"dir": "/x", "devices": "2", "timeout_s": 1}', "`devices`"),
         ("/wait", b'{"dir": "/x", "devices": 2, "timeout_s": -1}', "`timeout_s`"),
+        ("/history", b'{"dir": "/x"}', "`path` must be an absolute path"),
+        ("/restore", b'{"path": "/x", "to": "y"}', "`to` must be an absolute path"),
+        ("/restore", b'{"path": "/x", "version": 7}', "`version`"),
+        ("/restore", b'{"path": "/x", "at_ms": -1}', "`at_ms`"),
+        ("/restore", b'{"path": "/x", "at_ms": 1, "version": "A-1"}', "not both"),
+        ("/keep", b'{"dir": "/x", "size": "1GB"}', "`size`"),
         ("/verify", b"x" * 100_000, "at most 65536 bytes"),
     ],
 )

@@ -10,6 +10,7 @@ FOLDER := $(patsubst ~/%,$(HOME)/%,$(DIR))
 
 .DEFAULT_GOAL := help
 .PHONY: help install up demo test test-kills test-races test-editors test-fast format lock clean
+.PHONY: bench bench-quick
 .PHONY: check check-format check-lint check-types check-imports
 
 help:
@@ -20,6 +21,8 @@ help:
 	@echo 'make test-editors     how editors, git and SQLite save, ten times as long as in `make test`'
 	@echo 'make check            format, lint, types, imports, style, fast tests'
 	@echo 'make demo             two devices on this machine, a file going across'
+	@echo 'make bench            Shoal beside Syncthing, rsync and Unison (root; an hour)'
+	@echo 'make bench-quick      the same with less data (under 3 minutes)'
 	@echo 'make install          only install, into .venv'
 
 install: $(STAMP)
@@ -53,6 +56,14 @@ test-editors: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -q -m 'not slow and not races' $(TESTS)
+
+bench: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock
+	$(BIN)/python -m benchmarks --scale 20 --quick
 
 check: check-format check-lint check-types check-imports test-fast
 

@@ -12,12 +12,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from node.control.client import ControlClient
 from node.control.facade import EXPIRES_DEFAULT_S, USES_DEFAULT, Role
 from node.control.shapes import to_json
-from tests.support.netns import Host
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -25,11 +24,19 @@ CALL_TIMEOUT_S = 120.0  # above every `--timeout` that a test gives
 ROOT = Path(__file__).resolve().parents[2]
 
 
+class Wraps(Protocol):
+    """Where a device's commands run: a host of a network, or other mounts."""
+
+    def wrap(self, command: list[str]) -> list[str]:
+        """The command, run there."""
+        ...
+
+
 class Device:
     """One home, one directory, at most one running node. `options` are given at every start."""
 
     def __init__(
-        self, base: Path, name: str, host: Host | None = None, *, options: tuple[str, ...] = ()
+        self, base: Path, name: str, host: Wraps | None = None, *, options: tuple[str, ...] = ()
     ) -> None:
         self.name = name
         self.home = base / f"{name}-home"

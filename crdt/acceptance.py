@@ -7,7 +7,7 @@
 6. `seq` is contiguous and `deps` are met, else it waits.
 7. Lamports grow along a log and do not jump.
 8. Its author is a device that the roster names, with a role that allows the kind, and had not
-   already seen its own removal.
+   already seen its own removal, or for a tree entry that it may only read now.
 9. A tree entry names a known epoch, a roster entry has a well-formed body.
 
 What the sender must not have sent is `Refuse`: drop the peer. What an honest peer may send before
@@ -173,6 +173,8 @@ def _judge_standing(entry: Entry, roster: Roster) -> Verdict:
     if header.kind is EntryKind.TREE:
         if not role.writes:
             return _refuse(entry, f"writes, but its role is {role.name.lower()}")
+        if roster.knew_lowering(entry):
+            return Aside(f"device {header.device.short} may only read, and knew that")
         if header.epoch not in roster.epochs:
             return _refuse(entry, f"names epoch {header.epoch}, which does not exist")
     return Accept(counts=roster.counts(header.device, header.seq))

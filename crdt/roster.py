@@ -16,8 +16,9 @@ from crdt.codec import pack
 from crdt.entry import Entry
 from crdt.errors import IntegrityError, PeerError
 from crdt.ids import DeviceId, FolderId
-from crdt.roster_fold import Folded, fold, leads_to
+from crdt.roster_fold import fold
 from crdt.roster_ops import Join, Role
+from crdt.roster_state import Folded, leads_to
 from crdt.seal import EpochKey, FolderKeys, device_of, open_box, open_sealed
 
 
@@ -61,16 +62,34 @@ class Roster(Folded):
 
     def counts(self, device: DeviceId, seq: int) -> bool:
         """True when entry `seq` of `device` has an effect; changes when the roster does."""
+        if device not in self.members and device not in self.removed:
+            return False
+        return not any(
+            after < seq and (through is None or seq <= through)
+            for after, through in self.uncounted(device)
+        )
+
+    def uncounted(self, device: DeviceId) -> list[tuple[int, int | None]]:
+        """Which tree entries of a device have no effect: those after the first number, up to the
+        second one, or all.
+        """
+        ranges = [(one.after, one.through) for one in self.lowered.get(device, ())]
         removal = self.removed.get(device)
-        if removal is not None:
-            return seq <= removal.last_seq
-        return device in self.members
+        return ranges if removal is None else [*ranges, (removal.last_seq, None)]
 
     def knew_removal(self, entry: Entry) -> bool:
         """True when the author of `entry` had been removed, and had seen it."""
         removal = self.removed.get(entry.header.device)
         return removal is not None and any(
             entry.header.deps.covers(*reference) for reference in removal.refs
+        )
+
+    def knew_lowering(self, entry: Entry) -> bool:
+        """True when the author of `entry` could not write any more, and had seen that."""
+        knew = entry.header.deps.covers
+        return any(
+            knew(*one.ref) and not any(knew(*end) for end in one.ends)
+            for one in self.lowered.get(entry.header.device, ())
         )
 
     def invitation_state(self, key: DeviceId, now_s: float) -> InvitationState:

@@ -5,13 +5,19 @@ device, seq), an order that extends causality, and applies one after the other. 
 an operation that its issuer had no right to; such operations are listed in `void`.
 
 Rules
-- Owners add, remove, invite and revoke. Owners and editors begin epochs. Whoever reads may share
-  an epoch's key. Any member, a relay too, may carry a join. Nobody removes itself.
+- Owners add, remove, invite, revoke and change roles. Owners and editors begin epochs. Whoever
+  reads may share an epoch's key. Any member, a relay too, may carry a join. Nobody removes itself
+  or changes its own role.
+- A member that an owner allowed to may invite with its own role or a narrower one, and revoke what
+  it issued.
 - An issuer must be a member at its place in the order. So of two owners that remove each other at
   once, the removal that comes first counts, and the other one is void: one owner stays.
 - A removal is for good, beats every other word on that device, concurrent ones too, and says which
   of its entries count: those that the remover had seen. It closes the invitations that the device
   issued or came by, since it knows their secrets.
+- Of changes of a role that did not know of each other the narrower counts; one that knew of others
+  replaces them. Once an owner has changed a device's role, additions and joins no longer do. A
+  narrower role closes the device's invitations, as a removal does.
 - A join counts if both its signatures hold and the invitation was, in the join's causal past,
   issued, not closed, and not used up. Two joins that did not know of each other may so use one
   invitation once too often; they are both admitted, since neither admitter could know.
@@ -28,9 +34,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 from crdt.entry import Entry, EntryKind
 from crdt.ids import DeviceId, FolderId
@@ -44,88 +49,24 @@ from crdt.roster_ops import (
     Remove,
     Revoke,
     Role,
+    SetRole,
     Share,
     parse_ops,
 )
+from crdt.roster_state import (
+    NO_EPOCH,
+    EpochRecord,
+    Folded,
+    Invitation,
+    Lowering,
+    Member,
+    Ref,
+    Removal,
+    Void,
+    leads_to,
+)
 from crdt.seal import epoch_number, is_public_key
 from crdt.version_vector import DEVICES_MAX, VersionVector
-
-Ref = tuple[DeviceId, int]
-"""An entry, by its author and seq."""
-
-NO_EPOCH: Final = 0  # `first_epoch` of a roster without genesis
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A device in the folder. `invitation` is the one it came by; `since` the grant's lamport."""
-
-    device: DeviceId
-    role: Role
-    name: str
-    since: int
-    invitation: DeviceId | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Removal:
-    """A removed device: the last of its entries that counts, and the entries that removed it."""
-
-    device: DeviceId
-    name: str
-    last_seq: int
-    last_hash: bytes
-    refs: tuple[Ref, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Invitation:
-    """An invitation as the roster knows it, by its public key."""
-
-    op: Invite
-    issuer: DeviceId
-    joined: tuple[DeviceId, ...] = ()
-    closed: bool = False  # revoked, or its secret is known to somebody who was removed
-
-    @property
-    def open(self) -> bool:
-        """Not closed and not used up; expiry is another matter."""
-        return not self.closed and len(self.joined) < self.op.uses
-
-
-@dataclass(frozen=True, slots=True)
-class Void:
-    """An operation without effect, and why."""
-
-    device: DeviceId
-    seq: int
-    op: Op
-    reason: str
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """An epoch as everybody sees it: who was given its key, and where it leads back to."""
-
-    number: int
-    op: Epoch
-    issuer: DeviceId
-    boxes: Mapping[DeviceId, tuple[bytes, ...]]  # by recipient, from the epoch, shares and invites
-
-
-@dataclass(frozen=True)
-class Folded:
-    """The outcome of a fold; immutable. `crdt.roster.Roster` adds the questions to it."""
-
-    folder: FolderId
-    members: Mapping[DeviceId, Member] = field(default_factory=dict)
-    removed: Mapping[DeviceId, Removal] = field(default_factory=dict)
-    invitations: Mapping[DeviceId, Invitation] = field(default_factory=dict)
-    epochs: Mapping[int, EpochRecord] = field(default_factory=dict)  # in the fold's order
-    first_epoch: int = NO_EPOCH
-    fit_epochs: tuple[int, ...] = ()  # for new writes, the newest first
-    named: Mapping[DeviceId, Role] = field(default_factory=dict)
-    void: tuple[Void, ...] = ()
 
 
 def fold(folder: FolderId, entries: Iterable[Entry]) -> Folded:
@@ -140,18 +81,6 @@ def fold(folder: FolderId, entries: Iterable[Entry]) -> Folded:
     for entry in sorted(unique.values(), key=_order):
         state.apply(entry)
     return state.finish()
-
-
-def leads_to(epochs: Mapping[int, EpochRecord], numbers: Iterable[int]) -> frozenset[int]:
-    """These epochs and all whose keys follow from theirs."""
-    reached: set[int] = set()
-    pending = list(numbers)
-    while pending:
-        number = pending.pop()
-        if number in epochs and number not in reached:
-            reached.add(number)
-            pending.extend(previous for previous, _ in epochs[number].op.previous)
-    return frozenset(reached)
 
 
 def _order(entry: Entry) -> tuple[int, DeviceId, int, bytes]:
@@ -179,13 +108,23 @@ class _Place:
 
 @dataclass(slots=True)
 class _Issued:
-    """An invitation while folding. `effective` is False when its issuer had been removed."""
+    """An invitation while folding. `effective` is False when its issuer had lost the right."""
 
     op: Invite
     ref: Ref
     effective: bool
     closings: list[Ref] = field(default_factory=list)
     joins: list[tuple[DeviceId, Ref]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Change:
+    """A change of a role while folding, and the changes that knew of it and replaced it."""
+
+    op: SetRole
+    ref: Ref
+    through: int | None = None
+    ends: list[Ref] = field(default_factory=list)
 
 
 class _Fold:
@@ -200,6 +139,8 @@ class _Fold:
         self._boxes: dict[int, dict[DeviceId, list[bytes]]] = {}
         self._first_epoch = NO_EPOCH
         self._named: dict[DeviceId, Role] = {}
+        self._changes: dict[DeviceId, list[_Change]] = defaultdict(list)
+        self._inviters: set[DeviceId] = set()  # allowed to at some time
         self._void: list[Void] = []
         self._clocks: dict[DeviceId, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
 
@@ -246,6 +187,7 @@ class _Fold:
             first_epoch=self._first_epoch,
             fit_epochs=tuple(number for number in reversed(list(epochs)) if number not in unfit),
             named=self._named,
+            lowered={device: _lowerings(changes) for device, changes in self._changes.items()},
             void=tuple(self._void),
         )
 
@@ -270,12 +212,17 @@ class _Fold:
             case Invite():
                 self._invite(op, place)
             case Revoke():
-                self._require(place, Role.OWNER)
-                if op.key not in self._issued:
+                issued = self._issued.get(op.key)
+                if issued is None:
                     raise _VoidError("there is no such invitation")
+                own = issued.ref[0] == place.device and place.device in self._members
+                if not own:
+                    self._require(place, Role.OWNER)
                 self._issued[op.key].closings.append((place.device, place.seq))
             case Join():
                 self._join(op, place)
+            case SetRole():
+                self._set_role(op, place)
 
     def _is_genesis(self, op: Genesis, device: DeviceId, seq: int) -> bool:
         return op.folder == self._folder and op.owner == device and seq == 1
@@ -307,9 +254,16 @@ class _Fold:
         member = self._members.get(place.device)
         return member is not None and member.role <= least
 
+    def _entitled_to_invite(self, role: Role, place: _Place) -> bool:
+        named = self._named.get(place.device)
+        if named is None or place.device not in self._inviters or role < named:
+            return self._entitled(place, Role.OWNER)
+        member = self._members.get(place.device)
+        return member is not None and member.invites(role)
+
     def _require(self, place: _Place, least: Role) -> None:
         if not self._entitled(place, least):
-            raise _VoidError("its issuer had been removed")
+            raise _VoidError("its issuer had lost the right to it")
 
     def _genesis(self, op: Genesis, place: _Place) -> None:
         if not place.genesis or self._members:
@@ -333,14 +287,15 @@ class _Fold:
             raise _VoidError(f"a folder has at most {DEVICES_MAX} devices")
         self._named[device] = min(role, self._named.get(device, role))
         if not effective:
-            raise _VoidError("its issuer had been removed")
+            raise _VoidError("its issuer had lost the right to it")
         if device in self._removed:
             raise _VoidError("the device was removed, which is for good")
         known = self._members.get(device)
         if known is None:
             member = Member(device, role, name, place.lamport, invitation)
         else:  # the wider role wins, so that what was accepted once stays acceptable
-            member = replace(known, role=min(known.role, role), name=name)
+            role = known.role if self._changes[device] else min(known.role, role)
+            member = replace(known, role=role, name=name)
         self._members[device] = member
 
     def _remove(self, op: Remove, place: _Place) -> None:
@@ -358,10 +313,41 @@ class _Fold:
             ends = max((known.last_seq, known.last_hash), (op.last_seq, op.last_hash))
             removal = Removal(op.device, known.name, *ends, (*known.refs, ref))
         self._removed[op.device] = removal
+        self._close_invitations(op.device, ref)
+
+    def _close_invitations(self, device: DeviceId, ref: Ref) -> None:
+        """Those that the device issued or came by: it knows their secrets."""
         for invitation in self._issued.values():
-            joined = any(device == op.device for device, _ in invitation.joins)
-            if joined or invitation.ref[0] == op.device:
+            joined = any(one == device for one, _ in invitation.joins)
+            if joined or invitation.ref[0] == device:
                 invitation.closings.append(ref)
+
+    def _set_role(self, op: SetRole, place: _Place) -> None:
+        self._require(place, Role.OWNER)
+        if op.device == place.device:
+            raise _VoidError("a device cannot change its own role")
+        if op.last_seq != place.deps[op.device]:
+            raise _VoidError("it does not end the device's log where its issuer had seen it")
+        member = self._members.get(op.device)
+        if member is None or not member.role.reads:
+            raise _VoidError("the device is no member whose role can change")
+        ref = (place.device, place.seq)
+        changes = self._changes[op.device]
+        for change in changes:
+            if place.saw(change.ref):
+                change.ends.append(ref)
+                if change.through is None:
+                    change.through = op.last_seq
+        changes.append(_Change(op, ref))
+        standing = [change.op for change in changes if change.through is None]
+        role = max(one.role for one in standing)
+        may_invite = all(one.may_invite for one in standing)
+        self._members[op.device] = replace(member, role=role, may_invite=may_invite)
+        self._named[op.device] = min(op.role, self._named[op.device])
+        if op.may_invite:
+            self._inviters.add(op.device)
+        if role > member.role or may_invite < member.may_invite:
+            self._close_invitations(op.device, ref)
 
     def _epoch(self, op: Epoch, place: _Place) -> None:
         effective = self._entitled(place, Role.EDITOR)
@@ -374,14 +360,14 @@ class _Fold:
         if place.genesis and self._first_epoch == NO_EPOCH:
             self._first_epoch = number
         if not effective:  # somebody may have written under it: readable, but not fit to write
-            raise _VoidError("its issuer had been removed; it is only good for reading")
+            raise _VoidError("its issuer had lost the right to it; it is only good for reading")
 
     def _seal_to(self, number: int, sealed: Iterable[tuple[DeviceId, bytes]]) -> None:
         for recipient, box in sealed:
             self._boxes[number][recipient].append(box)
 
     def _invite(self, op: Invite, place: _Place) -> None:
-        effective = self._entitled(place, Role.OWNER)
+        effective = self._entitled_to_invite(op.role, place)
         if op.key in self._issued:
             raise _VoidError("the invitation exists already")
         if not is_public_key(op.key):
@@ -391,7 +377,7 @@ class _Fold:
             if number in self._epochs:
                 self._seal_to(number, [(op.key, box)])
         if not effective:
-            raise _VoidError("its issuer had been removed")
+            raise _VoidError("its issuer had lost the right to it")
 
     def _join(self, op: Join, place: _Place) -> None:
         effective = self._entitled(place, Role.RELAY)
@@ -414,3 +400,11 @@ class _Fold:
         joined = tuple(dict.fromkeys(device for device, _ in one.joins))
         closed = bool(one.closings) or not one.effective or one.ref[0] in self._removed
         return Invitation(one.op, one.ref[0], joined, closed)
+
+
+def _lowerings(changes: list[_Change]) -> tuple[Lowering, ...]:
+    return tuple(
+        Lowering(change.ref, change.op.last_seq, change.through, tuple(change.ends))
+        for change in changes
+        if not change.op.role.writes
+    )

@@ -12,8 +12,20 @@ from crdt.entry import LogPosition
 from crdt.errors import CallerError
 from crdt.ids import DeviceId, FolderId
 from crdt.roster import InvitationState, Roster, box_binding, previous_binding
-from crdt.roster_fold import Invitation, leads_to
-from crdt.roster_ops import Epoch, Genesis, Invite, Join, Op, Remove, Revoke, Role, Secrets, Share
+from crdt.roster_ops import (
+    Epoch,
+    Genesis,
+    Invite,
+    Join,
+    Op,
+    Remove,
+    Revoke,
+    Role,
+    Secrets,
+    SetRole,
+    Share,
+)
+from crdt.roster_state import Invitation, Member, leads_to
 from crdt.seal import (
     NONCE_SIZE,
     EpochKey,
@@ -91,22 +103,50 @@ def removal_ops(
     Raises:
         CallerError: it is no member, or the folder's last owner.
     """
-    member = roster.members.get(device)
-    if member is None:
-        raise CallerError(f"device {device.short} is not a member of this folder")
-    owners = [one for one in roster.members.values() if one.role is Role.OWNER]
-    if owners == [member]:
-        raise CallerError(f"device {device.short} is the folder's last owner")
+    member = _member(roster, device)
+    if _is_last_owner(roster, member):
+        raise CallerError(f"{member.name} is the folder's last owner; nothing was changed")
     removal = Remove(device, position.seq, position.head)
     if not member.role.reads:
         return (removal,)  # a relay never had a key
-    lost = {device} | {
-        key
-        for key, one in roster.invitations.items()
-        if one.issuer == device or device in one.joined
-    }
+    lost = {device} | _known_invitations(roster, device)
     epoch = epoch_op(roster, keys, secret=epoch_secret, seed=seed, now_s=now_s, without=lost)
     return removal, epoch
+
+
+def set_role_ops(
+    roster: Roster,
+    keys: FolderKeys,
+    device: DeviceId,
+    *,
+    role: Role,
+    may_invite: bool,
+    position: LogPosition,
+    epoch_secret: bytes,
+    seed: bytes,
+    now_s: float,
+) -> tuple[Op, ...]:
+    """Give another role to `device`; one that closes invitations begins an epoch that whoever knows
+    their secrets cannot read by them. Arguments as in `removal_ops`.
+
+    Raises:
+        CallerError: it is no member, has that role already, or cannot have it.
+    """
+    member = _member(roster, device)
+    if not (role.reads and member.role.reads):
+        raise CallerError("a relay stays a relay, and no other member becomes one; invite anew")
+    if (role, may_invite) == (member.role, member.may_invite):
+        raise CallerError(f"{member.name} has that role already; nothing was changed")
+    if _is_last_owner(roster, member) and role is not Role.OWNER:
+        raise CallerError(f"{member.name} is the folder's last owner; nothing was changed")
+    change = SetRole(device, role, may_invite, position.seq, position.head)
+    narrower = role > member.role or may_invite < member.may_invite
+    open_ones = {key for key, one in roster.invitations.items() if not one.closed}
+    lost = _known_invitations(roster, device) & open_ones if narrower else set()
+    if not lost:
+        return (change,)
+    epoch = epoch_op(roster, keys, secret=epoch_secret, seed=seed, now_s=now_s, without=lost)
+    return change, epoch
 
 
 def revocation_ops(
@@ -168,6 +208,26 @@ def share_ops(
         for key in _heads(roster, FolderKeys(keys.folder, wanted, keys.first, keys.current)):
             boxes.setdefault(key.number, []).append((device, _box(device, key, seed)))
     return tuple(Share(number, tuple(sealed)) for number, sealed in sorted(boxes.items()))
+
+
+def _member(roster: Roster, device: DeviceId) -> Member:
+    member = roster.members.get(device)
+    if member is None:
+        raise CallerError(f"device {device.short} is not a member of this folder")
+    return member
+
+
+def _is_last_owner(roster: Roster, member: Member) -> bool:
+    return [one for one in roster.members.values() if one.role is Role.OWNER] == [member]
+
+
+def _known_invitations(roster: Roster, device: DeviceId) -> set[DeviceId]:
+    """The invitations whose secrets the device knows: it issued them, or came by them."""
+    return {
+        key
+        for key, one in roster.invitations.items()
+        if one.issuer == device or device in one.joined
+    }
 
 
 def _reads(roster: Roster, invitation: Invitation, now_s: float) -> bool:

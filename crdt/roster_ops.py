@@ -254,7 +254,37 @@ class Join:
         return [self.tag, self.key, self.device, self.name, *signatures]
 
 
-Op = Genesis | Add | Remove | Epoch | Share | Invite | Revoke | Join
+@dataclass(frozen=True, slots=True)
+class SetRole:
+    """An owner gives a member another role, wider or narrower.
+
+    `may_invite` lets an editor or a reader invite others with its own role or a narrower one. Of
+    the device's tree entries up to `last_seq` all count that counted before; later ones count if
+    `role` writes.
+    """
+
+    device: DeviceId
+    role: Role
+    may_invite: bool
+    last_seq: int
+    last_hash: bytes
+    tag: ClassVar[int] = 9
+
+    def __post_init__(self) -> None:
+        if not self.role.reads:
+            raise ValueError("a member does not become a relay; a relay is invited as one")
+        if type(self.may_invite) is not bool:
+            raise ValueError("may_invite is true or false")
+        _check_range("last_seq", self.last_seq, 0, COUNTER_MAX)
+        _check_size("last_hash", self.last_hash, 32)
+
+    def to_wire(self) -> list[Any]:
+        """See `pack_ops`."""
+        end = [self.last_seq, self.last_hash]
+        return [self.tag, self.device, int(self.role), self.may_invite, *end]
+
+
+Op = Genesis | Add | Remove | Epoch | Share | Invite | Revoke | Join | SetRole
 
 
 def pack_ops(ops: Iterable[Op]) -> bytes:
@@ -349,6 +379,14 @@ def _parse_join(fields: list[object]) -> Op:
             raise ValueError("malformed join")
 
 
+def _parse_set_role(fields: list[object]) -> Op:
+    match fields:
+        case [bytes(device), int(role), bool(may_invite), int(last_seq), bytes(last_hash)]:
+            return SetRole(DeviceId(device), Role(role), may_invite, last_seq, last_hash)
+        case _:
+            raise ValueError("malformed change of a role")
+
+
 _PARSERS: Final[dict[int, Callable[[list[object]], Op]]] = {
     Genesis.tag: _parse_genesis,
     Add.tag: _parse_add,
@@ -358,6 +396,7 @@ _PARSERS: Final[dict[int, Callable[[list[object]], Op]]] = {
     Invite.tag: _parse_invite,
     Revoke.tag: _parse_revoke,
     Join.tag: _parse_join,
+    SetRole.tag: _parse_set_role,
 }
 
 

@@ -18,7 +18,7 @@ import trio
 
 from crdt.errors import CallerError, PeerError
 from crdt.ids import FolderId
-from crdt.roster_make import genesis_ops, share_ops
+from crdt.roster_make import genesis_ops
 from node.files.disk import DiskFileSystem
 from node.files.layout import ROOT_MARKER, TMP
 from node.files.port import FileSystem
@@ -33,6 +33,7 @@ from node.sync.connections import Connections
 from node.sync.engine import FolderEngine
 from node.sync.folder import Folder
 from node.sync.intake import Intake
+from node.sync.keys import tend_keys
 from transport.identity import Identity
 
 logger = logging.getLogger("shoal.open")
@@ -260,20 +261,12 @@ async def start_folder(
     def roster_changed() -> None:
         save_roster(engine.folder.roster_entries)
         connections.roster_changed()
-        share_keys(engine.folder)
+        if tend_keys(engine.folder, connections.addresses):
+            roster_changed()
 
     engine.on_roster = roster_changed
     await nursery.start(engine.serve)
     engines[engine.folder.id] = engine
-
-
-def share_keys(folder: Folder) -> None:
-    """Seal the folder's keys to ourselves, so that the invitation is needed no more."""
-    own = folder.identity.device
-    if folder.roster.may_write(own) and folder.roster.lacking(own) and own in folder.have:
-        ops = share_ops(folder.roster, folder.keys, [own], seed=folder.random.bytes(32))
-        if ops:
-            folder.commit_roster(ops)
 
 
 def probed(fs: FileSystem, database: Database) -> Personality:

@@ -108,7 +108,8 @@ class Groups:
             group.pop(record.item, None)
             self._came_or_went(record.filed)
             for other in group.values():
-                self._dirty.setdefault(self._depth(other), {})[record.filed] = None
+                if other.exists:  # else it is about to be lifted, too
+                    self._dirty.setdefault(self._depth(other), {})[record.filed] = None
         if record.alive:
             self._loose.setdefault(self._depth(record), {})[record] = None
             return
@@ -148,6 +149,7 @@ class Groups:
         for derived, head in wanted.items():
             known = records.find(derived)
             if known is not None and known.copy_of is None:
+                records.derived[derived] = record.item
                 continue  # materialised: it speaks for itself
             copy = records.claim(derived)
             copy.copy_of, copy.kind, copy.size = record.item, int(head.kind), head.size

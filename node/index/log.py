@@ -7,6 +7,7 @@ so reading them in that order gives a peer every entry after those it depends on
 
 from __future__ import annotations
 
+import enum
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,9 +15,17 @@ from typing import Final
 
 from crdt.entry import START, Entry, LogPosition
 from crdt.ids import DeviceId
-from crdt.version_vector import VersionVector
+from crdt.version_vector import COUNTER_MAX, VersionVector
 
 BATCH_ENTRIES_MAX: Final = 256  # entries read at once
+
+
+class Why(enum.IntEnum):
+    """Why a tree entry in the log has no effect."""
+
+    NOT_ENTITLED = 1  # its author was removed or may only read, and wrote it unaware
+    NO_KEY = 2  # its epoch's key has not come yet
+    MALFORMED = 3  # its author sealed what nobody may write
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,3 +168,46 @@ class Log:
         """Every roster entry, in causal order."""
         for (entry,) in self._db.execute("SELECT entry FROM log WHERE kind = 2 ORDER BY arrival"):
             yield entry
+
+    # --- entries without effect -----------------------------------------------------------------
+
+    def set_aside(self, device: DeviceId, seq: int, why: Why) -> None:
+        """Note that a stored tree entry has no effect."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO without_effect VALUES (?, ?, ?)", (device, seq, int(why))
+        )
+
+    def take_up(self, device: DeviceId, seq: int, time_ms: int) -> None:
+        """Note that a stored tree entry has an effect after all, and when it was written."""
+        self._db.execute("DELETE FROM without_effect WHERE device = ? AND seq = ?", (device, seq))
+        self._db.execute(
+            "UPDATE log SET time_ms = ? WHERE device = ? AND seq = ?", (time_ms, device, seq)
+        )
+
+    def without_effect(self) -> list[tuple[DeviceId, int, Why]]:
+        """The tree entries that have none, in causal order."""
+        rows = self._db.execute(
+            "SELECT device, seq, why FROM without_effect JOIN log USING (device, seq) "
+            "ORDER BY arrival"
+        )
+        return [(DeviceId(device), seq, Why(why)) for device, seq, why in rows]
+
+    def effective(
+        self, device: DeviceId, after: int, through: int | None
+    ) -> Iterator[tuple[int, bytes]]:
+        """The tree entries of a device in this range that have an effect, the newest first."""
+        rows = self._db.execute(
+            "SELECT seq, entry FROM log WHERE device = ? AND kind = 1 AND seq > ? AND seq <= ? "
+            "AND NOT EXISTS (SELECT 1 FROM without_effect AS aside "
+            "WHERE aside.device = log.device AND aside.seq = log.seq) ORDER BY seq DESC",
+            (device, after, COUNTER_MAX if through is None else through),
+        )
+        yield from rows
+
+    def entry(self, device: DeviceId, seq: int) -> bytes:
+        """A stored entry."""
+        row = self._db.execute(
+            "SELECT entry FROM log WHERE device = ? AND seq = ?", (device, seq)
+        ).fetchone()
+        data: bytes = row[0]
+        return data

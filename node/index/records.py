@@ -179,6 +179,7 @@ class Records:
         self._db = db
         self._table = slots
         self._known: dict[ItemId, Record | None] = {}
+        self.derived: dict[ItemId, ItemId] = {}  # materialised copies, and of what
         self.released: set[ItemId] = set()  # directories where a loser gave up its name
 
     # --- reading --------------------------------------------------------------------------------
@@ -254,6 +255,11 @@ class Records:
             record.copied = self.ask(COPIES, record.item) if record.copies else []
         return [copy for copy in record.copied if copy.exists and copy.copy_of == record.item]
 
+    def derived_from(self, item: ItemId) -> ItemId | None:
+        """The item whose losing head `item` was made of, if it was."""
+        row = self._db.execute("SELECT copy_of FROM derived WHERE item = ?", (item,)).fetchone()
+        return None if row is None else ItemId(row[0])
+
     # --- changing -------------------------------------------------------------------------------
 
     def claim(self, item: ItemId) -> Record:
@@ -318,6 +324,7 @@ class Records:
                 continue
             assert record.state != NAMELESS, "every loser gets a name"
             _compare(stored, record if record.exists else None, outcome)
+        self._db.executemany("INSERT OR IGNORE INTO derived VALUES (?, ?)", self.derived.items())
         puts.sort()  # neighbours lie on one page
         self._db.executemany("DELETE FROM tree WHERE item = ?", gone)
         self._db.executemany(_INSERT, puts)

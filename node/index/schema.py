@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from node.blocks.locate import BLOCKS_SCHEMA
-from node.index.view import TREE_HISTORY_SCHEMA, TREE_SCHEMA
+from node.index.view import TREE_DERIVED_SCHEMA, TREE_HISTORY_SCHEMA, TREE_SCHEMA
 
 _NODE_SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -137,6 +137,15 @@ ALTER TABLE disk ADD COLUMN fold TEXT;  -- what this disk takes `name` for; NULL
 CREATE INDEX disk_fold ON disk (parent, fold) WHERE fold IS NOT NULL;
 """
 
+_WITHOUT_EFFECT: Final = """
+CREATE TABLE without_effect (         -- tree entries in the log that the tree does not show
+    device BLOB NOT NULL,
+    seq INTEGER NOT NULL,
+    why INTEGER NOT NULL,             -- node.index.log.Why
+    PRIMARY KEY (device, seq)
+) WITHOUT ROWID;
+"""
+
 MIGRATIONS: Final[tuple[str, ...]] = (
     _NODE_SCHEMA + TREE_SCHEMA + BLOCKS_SCHEMA,
     _HISTORY_SCHEMA + TREE_HISTORY_SCHEMA,
@@ -144,5 +153,6 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _AFTERLOOKS,
     _DAMAGED,
     _FOLDED_NAMES,
+    _WITHOUT_EFFECT + TREE_DERIVED_SCHEMA,
 )
 SCHEMA_VERSION: Final = len(MIGRATIONS)

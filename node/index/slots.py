@@ -71,6 +71,12 @@ class SlotTable:
         rows.sort()  # neighbours lie on one page
         self._db.executemany(PUT_SLOT, rows)
 
+    def remove(self, written: Iterable[tuple[ItemId, DeviceId, Slot]]) -> None:
+        """Forget slots."""
+        self._db.executemany(
+            "DELETE FROM slots WHERE item = ? AND device = ?", [(i, d) for i, d, _ in written]
+        )
+
     def put_past(self, writes: Iterable[tuple[ItemId, DeviceId, Slot]]) -> None:
         """Keep slots that were replaced, for history."""
         self._db.executemany(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from crdt.errors import IntegrityError
-from crdt.ids import ROOT, DeviceId, ItemId
+from crdt.ids import RECOVERED, ROOT, DeviceId, ItemId
 from crdt.slot import Slot, merge
 from crdt.tree import RECOVERED_CONTENT, ViewRow
 from node.index.groups import Groups
@@ -45,6 +45,12 @@ CREATE TABLE former_places (          -- where items were put that lie elsewhere
     PRIMARY KEY (parent, name, item)
 ) WITHOUT ROWID;
 CREATE INDEX tree_gone ON tree (parent, name) WHERE directory IS NULL;
+"""
+TREE_DERIVED_SCHEMA: Final = """
+CREATE TABLE derived (                -- items that began as virtual copies, and of which
+    item BLOB PRIMARY KEY,
+    copy_of BLOB NOT NULL
+) WITHOUT ROWID;
 """
 ROWS_AT_ONCE: Final = 256  # rows read at once where there may be a million
 
@@ -105,15 +111,62 @@ class TreeIndex:
         (revision,) = self._db.execute("SELECT revision FROM tree_state").fetchone()
         records = Records(self._db, self._slots)
         written, past = self._merge(records, writes, revision + 1)
-        if not written:
-            return set()
-        Groups(records).settle(Places(records).settle(written))
+        return self._settle(records, written, past, revision + 1) if written else set()
+
+    def take_back(
+        self, former: Iterable[tuple[ItemId, DeviceId, Slot | None]]
+    ) -> tuple[set[ItemId], list[tuple[ItemId, DeviceId, Slot]]]:
+        """Put what slots said before in the place of what does not count any more; None where they
+        said nothing.
+
+        Returns: as `apply`, and the slots that were taken back; history still knows these.
+        """
+        (revision,) = self._db.execute("SELECT revision FROM tree_state").fetchone()
+        records = Records(self._db, self._slots)
+        taken: list[tuple[ItemId, DeviceId, Slot]] = []
+        restored: list[tuple[ItemId, DeviceId, Slot]] = []
+        written: dict[Record, None] = {}
+        for item, device, slot in former:
+            record = records.find(item)
+            slots = {} if record is None or record.copy_of else dict(records.slots(record))
+            now = slots.pop(device, None)
+            if record is None or now is None or now == slot:
+                continue
+            taken.append((item, device, now))
+            if slot is not None:
+                slots[device] = slot
+                restored.append((item, device, slot))
+            record.slots, record.revision = slots, revision + 1
+            written[record] = None
+            of = None if slots else records.derived_from(item)
+            if of is not None and (original := records.find(of)) is not None:
+                written[original] = None  # it may have a virtual copy again
+        self._slots.put_past(taken)
+        self._slots.remove(taken)
+        self._slots.put(restored)
+        for record in written:
+            records.look(record)
+        past = [(item, slot) for item, _, slot in taken]
+        return self._settle(records, list(written), past, revision + 1), taken
+
+    def _settle(
+        self,
+        records: Records,
+        written: list[Record],
+        past: Sequence[tuple[ItemId, Slot]],
+        revision: int,
+    ) -> set[ItemId]:
+        affected = Places(records).settle(written)
+        for record in written:
+            if not records.slots(record) and record.item != RECOVERED:
+                record.exists = False
+        Groups(records).settle(affected)
         outcome = records.flush()
         self._note_places(records, written, past)
         self._db.execute(
             "UPDATE tree_state SET revision = ?, files = files + ?, bytes = bytes + ?, "
             "conflicts = conflicts + ?",
-            (revision + 1, outcome.files, outcome.bytes, outcome.conflicts),
+            (revision, outcome.files, outcome.bytes, outcome.conflicts),
         )
         return outcome.changed
 
@@ -147,6 +200,7 @@ class TreeIndex:
             past += [(item, d, known[d]) for _, d, _ in changed if d in known]
             if record is not None and record.copy_of is not None:  # materialised
                 written[records.get(record.copy_of)] = None
+                records.derived[item] = record.copy_of
             record = records.claim(item)
             record.slots = {**known, **merged}
             record.revision = revision

@@ -266,7 +266,7 @@ class BlockExchange:
     # --- serving --------------------------------------------------------------------------------
 
     async def serve_wants(
-        self, stream: Stream, decoder: FrameDecoder, first: Sequence[Message]
+        self, peer: DeviceId, stream: Stream, decoder: FrameDecoder, first: Sequence[Message]
     ) -> None:
         """Answer a member's wants and questions on one block stream until it ends."""
         supplier, questions, asked = Supplier(), deque[Locate](), Bell()
@@ -285,7 +285,7 @@ class BlockExchange:
                 while questions:
                     await stream.send_all(encode(self._locate(questions.popleft())))
                 while (owed := supplier.next()) is not None:
-                    await stream.send_all(encode(await self._answer(*owed)))
+                    await stream.send_all(encode(await self._answer(peer, *owed)))
                     supplier.answered()
                 seen = await asked.wait_past(seen)
 
@@ -301,9 +301,9 @@ class BlockExchange:
             or locations.node(block) is not None
         )
 
-    async def _answer(self, request: int, block: BlockId) -> Message:
+    async def _answer(self, peer: DeviceId, request: int, block: BlockId) -> Message:
         folder = self._folder
-        if folder.keys.current is None:
+        if folder.keys.current is None or folder.roster.role(peer) is None:
             return Missing(request, (block,))
         key = folder.keys.epoch(folder.keys.current)
         node = folder.locations.node(block)

@@ -32,6 +32,7 @@ logger = logging.getLogger("shoal.connections")
 
 DIALS_MAX: Final = 8  # at once
 SIMULTANEOUS_S: Final = 3.0  # two dials that began within this time may have crossed
+FAREWELL_S: Final = 2.0  # for a removed device to hear that it was
 LOOK_EVERY_S: Final = 0.1  # at least between two looks at the candidates
 _PASSING: Final = frozenset({CloseCode.DUPLICATE, CloseCode.SHUTTING_DOWN, CloseCode.TOO_BUSY})
 """It may well be another answer soon."""
@@ -70,6 +71,7 @@ class Connections:
         self._name = name
         self._live: dict[DeviceId, Live] = {}
         self._dialling: set[Address] = set()
+        self._parted: set[DeviceId] = set()  # removed devices that have been told
         self.wake = Bell()
         self._opened = trio.Event()
         self.on_connected: Callable[[FolderEngine, Address], None] = lambda _engine, _address: None
@@ -97,7 +99,7 @@ class Connections:
             return CloseCode.DUPLICATE
         if not self._opened.is_set():
             return CloseCode.TOO_BUSY
-        if self._shared(peer):
+        if self._shared(peer) or self._to_part_from(peer):
             return None
         now_s = self._clock.wall_ns() / 1e9
         states = {e.folder.roster.invitation_state(peer, now_s) for e in self._folders.values()}
@@ -112,7 +114,8 @@ class Connections:
     def _authorize_member(self, peer: DeviceId) -> CloseCode | None:
         if peer == self._identity.device:
             return CloseCode.DUPLICATE
-        return None if self._shared(peer) else CloseCode.NOT_A_MEMBER
+        known = self._shared(peer) or self._to_part_from(peer)
+        return None if known else CloseCode.NOT_A_MEMBER
 
     def _shared(self, peer: DeviceId) -> list[FolderEngine]:
         return [
@@ -121,8 +124,14 @@ class Connections:
             if engine.folder.roster.role(peer) is not None
         ]
 
+    def _to_part_from(self, peer: DeviceId) -> list[FolderEngine]:
+        """Folders that the device was removed from, until it had a chance to hear of it."""
+        if peer in self._parted:
+            return []
+        return [e for e in self._folders.values() if peer in e.folder.roster.removed]
+
     async def _accept(self, connection: Connection) -> None:
-        if self._shared(connection.peer):
+        if self._shared(connection.peer) or self._to_part_from(connection.peer):
             await self._run(connection)
         else:
             for engine in self._folders.values():
@@ -147,14 +156,19 @@ class Connections:
         live = self._live[peer] = Live(connection, dialler, trio.current_time())
         self._candidates.up(peer)
         logger.info("connected to %s at %s", peer.short, connection.address)
-        shared = {engine.folder.id: engine for engine in self._shared(peer)}
-        for engine in shared.values():
+        engines = (*self._shared(peer), *self._to_part_from(peer))
+        shared = {engine.folder.id: engine for engine in engines}
+        if not self._shared(peer):
+            self._part(peer, connection)
+        for engine in self._shared(peer):
+            engine.warnings.pop(peer.short, None)
             self.on_connected(engine, connection.address)
         code, reason = CloseCode.OK, ""
         try:
             await run_member(connection, shared, self._name)
         except LinkClosedError as error:
             logger.info("connection to %s ended: %s", peer.short, error)
+            self._note_refusal(peer, error.closed.code)
         except PeerError as error:
             wrong_version = isinstance(error, VersionError)
             code = CloseCode.VERSION_MISMATCH if wrong_version else CloseCode.PROTOCOL_ERROR
@@ -163,7 +177,7 @@ class Connections:
                 "device %s broke the protocol and was disconnected: %s", peer.short, error
             )
             for engine in shared.values():
-                engine.warnings[peer.short] = f"device {peer.short} broke the protocol: {error}"
+                engine.note(peer.short, f"device {peer.short} broke the protocol: {error}")
         except ShoalError as error:
             code, reason = CloseCode.INTERNAL, "a local error"
             logger.warning("connection to %s closed: %s", peer.short, error)
@@ -190,7 +204,32 @@ class Connections:
         self.wake.ring()
         for device, live in list(self._live.items()):
             if not self._shared(device):
-                trio.lowlevel.spawn_system_task(live.connection.close, CloseCode.NOT_A_MEMBER)
+                self._part(device, live.connection)
+
+    def _part(self, peer: DeviceId, connection: Connection) -> None:
+        """End the connection to a removed device once it knows, or has had the time to."""
+        engines = self._to_part_from(peer)
+        self._parted.add(peer)
+
+        async def part() -> None:
+            with trio.move_on_after(FAREWELL_S):
+                for engine in engines:
+                    await engine.wait_told(peer)
+            await connection.close(CloseCode.NOT_A_MEMBER)
+
+        trio.lowlevel.spawn_system_task(part)
+
+    def _note_refusal(self, peer: DeviceId, code: int | None) -> None:
+        """A member that takes us for none knows something that we do not."""
+        if code != CloseCode.NOT_A_MEMBER:
+            return
+        for engine in self._shared(peer):
+            name = engine.folder.name_of(peer)
+            engine.note(
+                peer.short,
+                f"{name} says that this device is no member of the folder any more. Your files "
+                "here stay as they are; ask an owner whether it was removed.",
+            )
 
     # --- dialling -------------------------------------------------------------------------------
 
@@ -229,6 +268,8 @@ class Connections:
 
     def _note_failure(self, address: Address, met: list[DeviceId], error: DialError) -> None:
         now, jitter = trio.current_time(), self._random.uniform(0.5, 1.5)
+        if met:
+            self._note_refusal(met[0], error.code)
         if met and met[0] == self._identity.device:
             self._candidates.ours(address, now)
         elif met and met[0] in self._live:

@@ -17,9 +17,10 @@ from typing import Final
 
 import trio
 
+from crdt.entry import Entry
 from crdt.errors import ShoalError
 from crdt.ids import DeviceId
-from crdt.version_vector import VersionVector
+from crdt.version_vector import EMPTY, VersionVector
 from node.files.ignore import TEXT_BYTES_MAX, IgnoreRules
 from node.files.layout import IGNORE_FILE
 from node.files.port import FileSystem
@@ -34,6 +35,7 @@ from node.sync.apply import Apply
 from node.sync.assemble import Assembler
 from node.sync.bell import Bell
 from node.sync.blocks import BlockExchange
+from node.sync.effects import settle_effects
 from node.sync.folder import Folder
 from node.sync.intake import Intake
 from node.sync.recovery import recover
@@ -91,6 +93,7 @@ class FolderEngine:
         self.peers: dict[DeviceId, PeerView] = {}
         self.changed = Bell()  # anything that `status` shows
         self._awaits_own_log = False
+        self._removed: str | None = None  # why we stopped, if it was that
         self.on_roster: Callable[[], None] = lambda: None
         self.intake = Intake(folder)
         self.fs = fs
@@ -138,8 +141,8 @@ class FolderEngine:
             return "scanning"
         behind = any(
             not self.folder.have.dominates(peer.have)
-            for peer in self.peers.values()
-            if peer.connected
+            for device, peer in self.peers.items()
+            if peer.connected and device in self.folder.roster.members
         )
         return "syncing" if self.folder.pending or behind else "in sync"
 
@@ -156,7 +159,7 @@ class FolderEngine:
         """How many devices hold the current state on their disks, this one included."""
         if self.folder.pending or not self.scans.quiet or self.stopped is not None:
             return 0
-        return 1 + sum(self.in_sync(device) for device in self.peers)
+        return 1 + sum(self.in_sync(device) for device in self.folder.roster.members)
 
     async def wait_held(self, devices: int) -> None:
         """Return when at least `devices` devices hold what lies on this disk now."""
@@ -187,8 +190,56 @@ class FolderEngine:
 
     def roster_changed(self) -> None:
         """A roster entry came in or was written: who may connect may be another now."""
+        for note in settle_effects(self.folder):
+            self.warn("", note)
+        self._mind_removal()
         self.on_roster()
         self.changed.ring()
+
+    def note(self, key: str, message: str) -> None:
+        """As `warn`, about something that goes by `key`: a later note of it takes its place."""
+        if self.warnings.get(key) != message:
+            self.warnings[key] = message
+            logger.warning("%s", message)
+            self.changed.ring()
+
+    def _mind_removal(self) -> None:
+        """Stop if we were removed; go on if that turns out to be void."""
+        removal = self.folder.roster.removed.get(self.folder.identity.device)
+        if removal is not None:
+            remover = self.folder.name_of(removal.refs[0][0])
+            self._removed = (
+                f"{remover} removed this device from the folder. Your files here stay as they are; "
+                "nothing is sent or received any more. To come back, ask for an invitation and "
+                "join with another home (--home): a removed identity stays removed."
+            )
+            self.stop(self._removed)
+        elif self.stopped is not None and self.stopped == self._removed:
+            self.stopped = None
+            self.set_paused(self.paused)
+
+    def limit_for(self, peer: DeviceId) -> VersionVector | None:
+        """What a removed device may still hear: how it was removed. None for members: everything.
+
+        It learns that it was removed, and we what it did before it knew.
+        """
+        roster = self.folder.roster
+        if roster.role(peer) is not None:
+            return None
+        removal, known = roster.removed.get(peer), EMPTY
+        for device, seq in () if removal is None else removal.refs:
+            entry = Entry.from_bytes(self.folder.log.entry(device, seq))
+            known |= entry.header.deps.with_counter(device, seq)
+        return known
+
+    async def wait_told(self, device: DeviceId) -> None:
+        """Return when a removed device knows that it was."""
+        while True:
+            seen = self.changed.count
+            removal, peer = self.folder.roster.removed.get(device), self.peers.get(device)
+            if removal is None or (peer and any(peer.have.covers(*ref) for ref in removal.refs)):
+                return
+            await self.changed.wait_past(seen)
 
     def await_own_log(self) -> None:
         """The index was lost with our own log: write nothing until a peer has told what it has of
@@ -238,8 +289,9 @@ class FolderEngine:
             self.stop("the folder cannot be looked at; nothing was changed")
             task_status.started()
             await trio.sleep_forever()
-        for note in recover(self.folder, self.fs):
+        for note in (*recover(self.folder, self.fs), *settle_effects(self.folder)):
             self.warn("", note)
+        self._mind_removal()
         await self._load_ignore()
         self.folder.look_at_all()
         async with trio.open_nursery() as nursery:

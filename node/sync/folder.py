@@ -17,7 +17,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from crdt import entry as entries
-from crdt.ids import FolderId, ItemId
+from crdt.ids import DeviceId, FolderId, ItemId
 from crdt.roster import Roster
 from crdt.roster_ops import Op, pack_ops
 from crdt.slot import Kind
@@ -86,9 +86,9 @@ class Folder:
     def reload_roster(self) -> None:
         """Fold the roster again: after a roster entry came in, or a rollback."""
         known = {entry.hash: entry for entry in self._bootstrap}
-        for data in self.log.roster_entries():
-            entry = entries.Entry.from_bytes(data)
-            known[entry.hash] = entry
+        held = [entries.Entry.from_bytes(data) for data in self.log.roster_entries()]
+        known.update((entry.hash, entry) for entry in held)
+        self._roster_is_held = len(held) == len(known)
         self.roster = Roster.fold(self.id, known.values())
         self.keys = self.roster.keys(*self._seeds)
         self.roster_entries = tuple(entry.to_bytes() for entry in known.values())
@@ -97,6 +97,16 @@ class Folder:
     def block_key(self) -> bytes:
         """Keys the hash that names this folder's blocks."""
         return self.keys.block_id_key
+
+    @property
+    def roster_is_held(self) -> bool:
+        """True when all that we know of the roster lies in our log: we may write to it."""
+        return self._roster_is_held
+
+    def name_of(self, device: DeviceId) -> str:
+        """What people call a device that is or was in the roster."""
+        known = self.roster.members.get(device) or self.roster.removed.get(device)
+        return device.short if known is None else known.name
 
     def commit_roster(self, operations: Iterable[Op]) -> None:
         """Write a roster entry of our own; durable when it returns."""
@@ -110,7 +120,7 @@ class Folder:
             body=pack_ops(operations),
         )
         with self.transaction():
-            self.log.append(entry)
+            self.log.append(entry, time_ms=max(0, self.clock.wall_ns() // 1_000_000))
         self.reload_roster()
         self.advanced.ring()
 

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from crdt import acceptance
-from crdt.entry import Entry, EntryKind, open_body
+from crdt.entry import Entry, EntryKind
 from crdt.errors import PeerError
 from crdt.ids import DeviceId, ItemId
 from crdt.slot import Slot
+from node.index.log import Why
+from node.sync.effects import read_entry, settle_effects, written_ms
 from node.sync.folder import Folder
 
 logger = logging.getLogger("shoal.intake")
@@ -63,6 +65,8 @@ class Intake:
                     fault = error
                     break
             self._apply(writes)
+            if result.roster_changed:
+                result.warnings += settle_effects(folder)
         if result.accepted:
             folder.advanced.ring()
         if fault is not None:
@@ -84,8 +88,8 @@ class Intake:
                 known_hash=folder.log.hash_at,
             )
             match verdict:
-                case acceptance.Accept(counts=counts):
-                    self._store(entry, counts, result, writes)
+                case acceptance.Accept():
+                    self._store(entry, result, writes)
                     header = entry.header
                     queue += self._room.accepted(header.device, header.seq)
                 case acceptance.Own():
@@ -116,30 +120,31 @@ class Intake:
             result.warnings.append("an entry of our own came back out of order")
             return False
         result.warnings.append(f"took back our own entry {entry.header.seq}: an old index was used")
-        self._store(entry, True, result, writes)
+        self._store(entry, result, writes)
         return True
 
     def _store(
         self,
         entry: Entry,
-        counts: bool,
         result: Received,
         writes: list[tuple[ItemId, DeviceId, Slot]],
     ) -> None:
-        folder = self._folder
-        opened: list[tuple[ItemId, Slot]] = []
-        # A clock that is ahead of ours is wrong, or ours is: nothing was written in the future.
-        time_ms = max(0, folder.clock.wall_ns() // 1_000_000)
-        if entry.header.kind is EntryKind.TREE and counts:
-            body = open_body(entry, folder.keys.epoch(entry.header.epoch))
-            opened = body.writes
-            time_ms = min(time_ms, time_ms if body.time_ms is None else body.time_ms)
-        folder.log.append(entry, time_ms=time_ms)
+        folder, device = self._folder, entry.header.device
         result.accepted += 1
-        writes.extend((item, entry.header.device, slot) for item, slot in opened)
         if entry.header.kind is EntryKind.ROSTER:
+            folder.log.append(entry, time_ms=max(0, folder.clock.wall_ns() // 1_000_000))
             result.roster_changed = True
             folder.reload_roster()
+            return
+        body = read_entry(folder, entry)
+        folder.log.append(entry, time_ms=written_ms(folder, body))
+        if isinstance(body, Why):
+            folder.log.set_aside(device, entry.header.seq, body)
+            if body is Why.MALFORMED:
+                who = folder.name_of(device)
+                result.warnings.append(f"{who} wrote an entry that is malformed; it has no effect")
+        else:
+            writes.extend((item, device, slot) for item, slot in body.writes)
 
     def _apply(self, writes: list[tuple[ItemId, DeviceId, Slot]]) -> None:
         if writes:

@@ -16,11 +16,12 @@ import trio
 
 from crdt.errors import PeerError
 from crdt.ids import FolderId
+from crdt.version_vector import EMPTY, VersionVector
 from node.sync.bell import Bell
 from node.sync.engine import FolderEngine
 from transport.frames import FrameDecoder, encode
 from transport.link import Connection, LinkClosedError, Stream
-from transport.messages import Hello, Message, OpenBlocks
+from transport.messages import Heads, Hello, Message, OpenBlocks
 from transport.session import (
     Deliver,
     Diverged,
@@ -99,7 +100,7 @@ async def _serve_stream(
         await _Control(engine, connection, stream, name, decoder).run(messages)
     else:
         try:
-            await engine.blocks.serve_wants(stream, decoder, messages[1:])
+            await engine.blocks.serve_wants(connection.peer, stream, decoder, messages[1:])
         except* LinkClosedError:
             pass  # the peer gave up this stream alone; whatever else ended is noticed elsewhere
         finally:
@@ -132,7 +133,7 @@ class _Control:
         """Run until the stream or the session ends."""
         folder = self._folder
         seen = folder.advanced.count
-        self._carry(self._session.start(folder.have, folder.complete, folder.log.heads))
+        self._carry(self._session.start(*self._state()))
         self._receive(first)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write)
@@ -158,8 +159,7 @@ class _Control:
         folder = self._folder
         while True:
             seen = await folder.advanced.wait_past(seen)
-            heads = folder.log.heads
-            self._carry(self._session.advanced(folder.have, folder.complete, heads))
+            self._carry(self._session.advanced(*self._state()))
 
     async def _tick(self) -> None:
         while True:
@@ -178,7 +178,12 @@ class _Control:
                     self._posted.ring()
                 case Push(after=after, size_max=size_max):
                     rows = self._folder.log.missing_from(after, size_max)
-                    batch = [LogEntry(row.device, row.seq, row.entry) for row in rows]
+                    have = self._state()[0]
+                    batch = [
+                        LogEntry(row.device, row.seq, row.entry)
+                        for row in rows
+                        if have.covers(row.device, row.seq)
+                    ]
                     queue.extend(self._session.send_entries(batch))
                 case Deliver(entries=entries):
                     queue.extend(self._deliver(entries))
@@ -193,7 +198,7 @@ class _Control:
                     logger.info("%s ended: %s %s", self._connection.peer.short, code, reason)
 
     def _deliver(self, batch: tuple[bytes, ...]) -> list[Effect]:
-        engine, folder = self._engine, self._folder
+        engine = self._engine
         received = engine.intake.receive(batch)
         for warning in received.warnings:
             engine.warn("", warning)
@@ -202,6 +207,14 @@ class _Control:
             engine.warn("", f"device {who} has signed two different entries: its log forked")
         if received.roster_changed:
             engine.roster_changed()
-        return self._session.advanced(
-            folder.have, folder.complete, folder.log.heads, settled=len(batch)
-        )
+        return self._session.advanced(*self._state(), settled=len(batch))
+
+    def _state(self) -> tuple[VersionVector, VersionVector, Heads]:
+        """What is here, as far as it is the peer's business: see `FolderEngine.limit_for`."""
+        folder = self._folder
+        limit = self._engine.limit_for(self._connection.peer)
+        if limit is None:
+            return folder.have, folder.complete, folder.log.heads
+        have = VersionVector({d: min(seq, limit[d]) for d, seq in folder.have.items() if limit[d]})
+        heads = {d: folder.log.hash_at(d, seq) for d, seq in have.items()}
+        return have, EMPTY, {d: head for d, head in heads.items() if head is not None}

@@ -13,7 +13,6 @@ from crdt.entry import START, Entry, EntryKind
 from crdt.errors import CallerError, PeerError
 from crdt.ids import DeviceId, FolderId
 from crdt.roster import InvitationState, Roster, box_binding
-from crdt.roster_fold import Void
 from crdt.roster_make import (
     genesis_ops,
     invite_op,
@@ -36,6 +35,7 @@ from crdt.roster_ops import (
     pack_ops,
     parse_ops,
 )
+from crdt.roster_state import Void
 from crdt.seal import EpochKey, device_of, seal_to
 from tests.people import Person, folder_of, meet, secret
 
@@ -465,8 +465,8 @@ def test_of_two_owners_that_remove_each_other_one_stays(
     assert owner.roster.role(second.device) is Role.OWNER
     assert owner.roster.role(owner.device) is None
     assert reasons(owner.roster) == [
-        "its issuer had been removed",
-        "its issuer had been removed; it is only good for reading",
+        "its issuer had lost the right to it",
+        "its issuer had lost the right to it; it is only good for reading",
     ]
     # What either began is readable for all that are left; new writes exclude the removed one.
     current = second.keys.current

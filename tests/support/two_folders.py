@@ -219,6 +219,12 @@ class Box:
         for delay_s in itertools.accumulate(LOOKS_S):
             await service.look(now_ns + int((delay_s + 10) * NS))
 
+    def displaced(self) -> set[object]:
+        """The content of everything that was displaced and kept as a file."""
+        return {
+            what for path, what in self.fs.snapshot().items() if path.startswith(".shoal/history/")
+        }
+
     def tree(self) -> dict[str, object]:
         """Path → content of everything that people see on this disk."""
         return {

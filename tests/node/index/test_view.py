@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Final
@@ -22,7 +22,7 @@ from crdt.tree import View, ViewRow, view
 from crdt.version_vector import VersionVector
 from node.index import records, slots
 from node.index import view as view_module
-from node.index.view import TREE_HISTORY_SCHEMA, TREE_SCHEMA, Totals, TreeIndex
+from node.index.view import TREE_DERIVED_SCHEMA, TREE_HISTORY_SCHEMA, TREE_SCHEMA, Totals, TreeIndex
 
 DEVICES: Final = [DeviceId(bytes([n]) * 32) for n in (1, 2, 3)]
 ITEMS: Final = [ItemId(bytes([n]) * 16) for n in range(1, 13)]
@@ -38,7 +38,7 @@ class Both:
 
     def __init__(self) -> None:
         self.db = sqlite3.connect(":memory:", isolation_level=None)
-        self.db.executescript(TREE_SCHEMA + TREE_HISTORY_SCHEMA)
+        self.db.executescript(TREE_SCHEMA + TREE_HISTORY_SCHEMA + TREE_DERIVED_SCHEMA)
         self.index = TreeIndex(self.db)
         self.state: dict[tuple[ItemId, DeviceId], Slot] = {}
         self.revisions: dict[ItemId, int] = {}
@@ -54,6 +54,28 @@ class Both:
             self.state[item, device] = merge(old, slot)
             if self.state[item, device] is not old:
                 self.revisions[item] = revision
+        self._compare_changed(before, changed)
+
+    def take_back(self, former: Sequence[tuple[ItemId, DeviceId, Slot | None]]) -> None:
+        """Put older slots back, in both, and compare everything."""
+        before = self.pure.rows
+        changed, taken = self.index.take_back(former)
+        (revision,) = self.db.execute("SELECT revision FROM tree_state").fetchone()
+        expected = []
+        for item, device, slot in former:
+            now = self.state.get((item, device))
+            if now is None or now == slot:
+                continue
+            expected.append((item, device, now))
+            if slot is None:
+                del self.state[item, device]
+            else:
+                self.state[item, device] = slot
+            self.revisions[item] = revision
+        assert taken == expected
+        self._compare_changed(before, changed)
+
+    def _compare_changed(self, before: Mapping[ItemId, ViewRow], changed: set[ItemId]) -> None:
         self.pure = view(self.state, self.revisions)
         self.compare()
         rows = self.pure.rows
@@ -194,6 +216,28 @@ def test_any_slots_at_all_show_what_the_specification_says(seed: int) -> None:
     both, soup = Both(), Soup(Random(seed))
     for _ in range(soup.random.choice((5, 15, 40))):
         both.apply(soup.batch(both))
+    note(both)
+
+
+@pytest.mark.slow
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.integers(0, 2**64))
+def test_slots_that_are_taken_back_leave_what_the_specification_says(seed: int) -> None:
+    both, soup = Both(), Soup(Random(seed))
+    past: dict[tuple[ItemId, DeviceId], list[Slot]] = {}
+    for _ in range(soup.random.choice((5, 15, 40))):
+        if soup.random.random() < 0.7 or not both.state:
+            writes = soup.batch(both)
+            for item, device, slot in writes:
+                past.setdefault((item, device), []).append(slot)
+            both.apply(writes)
+            continue
+        keys = soup.random.sample(sorted(both.state), soup.random.randint(1, len(both.state)))
+        former: list[tuple[ItemId, DeviceId, Slot | None]] = []
+        for key in keys:
+            older = [slot for slot in past[key] if slot.counter < both.state[key].counter]
+            former.append((*key, soup.random.choice([None, *older])))
+        both.take_back(former)
     note(both)
 
 

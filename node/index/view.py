@@ -221,9 +221,10 @@ class TreeIndex:
                 said += [(record.item, slot) for slot in records.slots(record).values()]
         places = set()
         for item, slot in said:
-            record = records.get(item)
+            found = records.find(item)
+            now = None if found is None else (found.parent, found.name)
             for placement in slot.placements:
-                if (placement.parent, placement.name) != (record.parent, record.name):
+                if (placement.parent, placement.name) != now:
                     places.add((placement.parent, placement.name, item))
         self._db.executemany("INSERT OR IGNORE INTO former_places VALUES (?, ?, ?)", places)
 

@@ -133,6 +133,16 @@ class Writer:
         if place is not None and not placements(self._slots(item)):
             self._place(item, *place)
 
+    def merge(self, item: ItemId, draft: Draft) -> None:
+        """Content that was made from all heads and holds what each of them changed."""
+        slots = self._slots(item)
+        own, version = slots.get(self._device), EMPTY
+        if own is not None and own.content is not None:
+            version = own.content.version
+        for content in maximal(slots):
+            version |= content.version
+        self._put(item, content=self._content(draft, version, None))
+
     def move(self, item: ItemId, parent: ItemId, name: str) -> None:
         """Another place for an item and all that it unites."""
         self._real(item)

@@ -1,11 +1,11 @@
-"""Merges two texts that were made from one: a pure function of three texts.
+"""Merges texts that were made from one: a pure function of the texts and their versions.
 
     1. What each head changed is found line by line (`crdt.text_diff`). Equal changes count once.
     2. Changes that touch each other are looked at word by word where the format bears it (prose).
-    3. What still overlaps cannot be merged: both replaced the same words, or one changed what the
-       other removed. People decide then.
-    4. The rest becomes insertions and deletions of one pycrdt document each, which are merged. The
-       clients' ids come from the heads' versions, so every device merges alike, in either order.
+    3. What still overlaps cannot be merged: two replaced the same words, or one changed what
+       another removed. People decide then.
+    4. The rest becomes insertions and deletions of one pycrdt document a head, which are merged.
+       The clients' ids come from the heads' versions, so every device merges alike, in any order.
 
 No update is decoded that was not made right here. Whatever is no text, too large, or too different
 is not merged: the answer is None, and the heads stay apart as conflict copies.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Final
 
 import blake3
@@ -38,7 +39,7 @@ _WORD: Final = re.compile(rb"[A-Za-z0-9_]+|[\x00-\x7f]|[\x80-\xff][\x80-\xbf]*")
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """One side: the bytes, and the version that they are."""
+    """Some text, and the version that it is."""
 
     version: VersionVector
     data: bytes
@@ -69,31 +70,32 @@ def is_text(data: bytes) -> bool:
     return True
 
 
-def merge_texts(ancestor: bytes, one: Head, other: Head, *, prose: bool) -> bytes | None:
-    """What `one` and `other` come to, both made from `ancestor`; the same in either order.
+def merge_texts(ancestor: bytes, heads: Sequence[Head], *, prose: bool) -> bytes | None:
+    """What the heads come to, all made from `ancestor`; the same in any order.
 
     Args:
-        ancestor: The last text that both have seen.
-        one: A head.
-        other: The other head, with another version.
-        prose: Whether both may have changed the same line.
+        ancestor: The last text that all have seen.
+        heads: Two or more, with distinct versions.
+        prose: Whether several may have changed the same line.
     Returns:
-        The text with both heads' changes, None where that cannot be told without a person.
+        The text with all heads' changes, None where that cannot be told without a person.
     """
-    if not all(map(is_text, (ancestor, one.data, other.data))):
+    if not all(map(is_text, (ancestor, *(head.data for head in heads)))):
         return None
-    if other.data in {one.data, ancestor}:
-        return one.data
-    if one.data == ancestor:
-        return other.data
-    sides = _changes(ancestor, one.data), _changes(ancestor, other.data)
-    if sides[0] is None or sides[1] is None:
+    clients = {_client(head.version): head.data for head in heads}
+    if len(clients) < len(heads) or _ANCESTOR_CLIENT in clients:
         return None
-    mine, theirs = _reconcile(ancestor, sides[0], sides[1], prose=prose)
-    if any(_clash(a, b, ancestor, prose=prose) for a, b in _neighbours(mine, theirs)):
+    sides = [(client, _changes(ancestor, data)) for client, data in sorted(clients.items())]
+    found = [changes for _, changes in sides if changes is not None]
+    if len(found) < len(sides):
         return None
-    mine, theirs = _end_lines(ancestor, mine, theirs)
-    return _merge(ancestor, (one.version, mine), (other.version, theirs))
+    if prose:
+        found = _refine_all(ancestor, found)
+    found = _once(found)
+    for one, other in combinations(found, 2):
+        if any(_clash(a, b, ancestor, prose=prose) for a, b in _neighbours(one, other)):
+            return None
+    return _merge(ancestor, [client for client, _ in sides], _end_lines(ancestor, found))
 
 
 # --- what each head changed -----------------------------------------------------------------------
@@ -116,21 +118,26 @@ def _differing(old: Sequence[bytes], new: Sequence[bytes], offset: int) -> list[
     return changes
 
 
-def _reconcile(
-    ancestor: bytes, mine: list[_Change], theirs: list[_Change], *, prose: bool
-) -> tuple[list[_Change], list[_Change]]:
-    """Both sides' changes, those of theirs left out that mine holds as well."""
-    if prose:
-        touching = {
-            change
-            for pair in _neighbours(mine, theirs)
-            if pair[0] != pair[1] and _near(*pair)
-            for change in pair
-        }
-        mine, theirs = _refine(ancestor, mine, touching), _refine(ancestor, theirs, touching)
-    common = set(mine) & set(theirs)
-    # One version made it, not which one: the answer must not depend on the order of the heads.
-    return mine, [change for change in theirs if change not in common]
+def _refine_all(ancestor: bytes, sides: list[list[_Change]]) -> list[list[_Change]]:
+    """The sides' changes, word by word where they touch each other."""
+    touching = {
+        change
+        for one, other in combinations(sides, 2)
+        for pair in _neighbours(one, other)
+        if pair[0] != pair[1]
+        for change in pair
+    }
+    return [_refine(ancestor, changes, touching) for changes in sides]
+
+
+def _once(sides: list[list[_Change]]) -> list[list[_Change]]:
+    """The sides' changes, each left out where an earlier side holds the same."""
+    seen: set[_Change] = set()
+    found = []
+    for changes in sides:
+        found.append([change for change in changes if change not in seen])
+        seen.update(changes)
+    return found
 
 
 def _refine(ancestor: bytes, changes: list[_Change], coarse: set[_Change]) -> list[_Change]:
@@ -146,7 +153,7 @@ def _refine(ancestor: bytes, changes: list[_Change], coarse: set[_Change]) -> li
 
 
 def _neighbours(mine: list[_Change], theirs: list[_Change]) -> list[tuple[_Change, _Change]]:
-    """Pairs that may meet: one of each side. Both lists are sorted, and disjoint in themselves."""
+    """Pairs that touch each other: one of each side. Both lists are sorted and disjoint."""
     pairs: list[tuple[_Change, _Change]] = []
     first = 0
     for a in mine:
@@ -159,16 +166,12 @@ def _neighbours(mine: list[_Change], theirs: list[_Change]) -> list[tuple[_Chang
     return pairs
 
 
-def _near(a: _Change, b: _Change) -> bool:
-    return a.start <= b.end and b.start <= a.end
-
-
 def _clash(a: _Change, b: _Change, ancestor: bytes, *, prose: bool) -> bool:
     """True when nobody can tell what the two changes come to together."""
     if a == b:
         return False
     if a.start == a.end and b.start == b.end:
-        return a.start == b.start and not prose  # two insertions: both are kept, one after another
+        return a.start == b.start and not prose  # two insertions: both are kept
     if b.start == b.end:
         a, b = b, a
     if a.start == a.end:
@@ -183,49 +186,41 @@ def _width(text: bytes, at: int) -> int:
     return 1 if lead < 0xC0 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
 
 
-def _end_lines(
-    ancestor: bytes, mine: list[_Change], theirs: list[_Change]
-) -> tuple[list[_Change], list[_Change]]:
-    """Give lines that both sides added at the end their ends, so that they stay lines."""
+def _end_lines(ancestor: bytes, sides: list[list[_Change]]) -> list[list[_Change]]:
+    """Give lines that several added at the end their ends, so that they stay lines."""
     end = len(ancestor)
-    at_end = [c for side in (mine, theirs) for c in side if c.start == end]
+    at_end = [change for changes in sides for change in changes if change.start == end]
     if len(at_end) < 2 or (ancestor and not ancestor.endswith(b"\n")):
-        return mine, theirs
+        return sides
 
     def ended(change: _Change) -> _Change:
         if change.start < end or change.new.endswith(b"\n"):
             return change
         return _Change(end, end, change.new + b"\n")
 
-    return [ended(change) for change in mine], [ended(change) for change in theirs]
+    return [[ended(change) for change in changes] for changes in sides]
 
 
 # --- merging --------------------------------------------------------------------------------------
 
 
-def _merge(
-    ancestor: bytes,
-    one: tuple[VersionVector, list[_Change]],
-    other: tuple[VersionVector, list[_Change]],
-) -> bytes | None:
-    clients = {_client(one[0]), _client(other[0]), _ANCESTOR_CLIENT}
-    changes = [*one[1], *other[1]]
+def _merge(ancestor: bytes, clients: list[int], sides: list[list[_Change]]) -> bytes | None:
+    """Let one pycrdt client make each side's changes, and read what they come to."""
+    changes = [change for made in sides for change in made]
     size = len(ancestor) + sum(len(c.new) - (c.end - c.start) for c in changes)
-    if len(clients) < 3 or size > TEXT_SIZE_MAX:
+    if size > TEXT_SIZE_MAX:
         return None
-    base = _document(_ANCESTOR_CLIENT)
-    base.get("text", type=Text).insert(0, ancestor.decode())
-    start = base.get_update()
     merged = _document(_ANCESTOR_CLIENT)
-    merged.apply_update(start)
-    for version, made in sorted((one, other), key=lambda side: _client(side[0])):
-        document = _document(_client(version))
+    merged.get("text", type=Text).insert(0, ancestor.decode())
+    start, state = merged.get_update(), merged.get_state()
+    for client, made in zip(clients, sides, strict=True):
+        document = _document(client)
         document.apply_update(start)
         text = document.get("text", type=Text)
         with document.transaction():
             for change in reversed(made):  # from the end: what is before keeps its place
                 _make(text, ancestor, change)
-        merged.apply_update(document.get_update(base.get_state()))
+        merged.apply_update(document.get_update(state))
     result = str(merged.get("text", type=Text)).encode()
     return result if len(result) == size else None
 

@@ -1,5 +1,7 @@
 """What is not synced: `.shoalignore` in gitignore syntax, and always our own names.
 
+`.shoalnomerge`, which names what is never merged, is read in the same way.
+
 Rules decide what a scan does not look at; they never delete anything. As in git, nothing inside an
 ignored directory can be brought back: the scanner does not enter it.
 
@@ -44,11 +46,11 @@ class IgnoreRules:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse a `.shoalignore`; never fails."""
+        """Parse a file of rules; never fails."""
         warnings: list[str] = []
         if len(text.encode("utf-8", "surrogateescape")) > TEXT_BYTES_MAX:
             warnings.append(
-                f".shoalignore is larger than {TEXT_BYTES_MAX // 1024} KiB; the end is not read"
+                f"the file is larger than {TEXT_BYTES_MAX // 1024} KiB; its end is not read"
             )
         rules: list[str] = []
         for number, line in enumerate(_bounded_lines(text), 1):

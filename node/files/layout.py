@@ -17,6 +17,7 @@ STORE: Final = ".shoal/store"
 HISTORY: Final = ".shoal/history"
 DIRECTORIES: Final = (OURS, TMP, STORE, HISTORY)
 IGNORE_FILE: Final = ".shoalignore"
+NO_MERGE_FILE: Final = ".shoalnomerge"  # patterns, as in the former, of what is never merged
 
 TEMPORARY_PREFIX: Final = ".shoal-tmp-"  # for what cannot lie in `.shoal/tmp`: never synced either
 

@@ -104,11 +104,13 @@ class Apply:
         ignored: Callable[[str, bool], bool],
         dirty: Callable[[str], None],
         allowed: Callable[[], bool],
+        held: Callable[[ViewRow], bool] = lambda _: False,
     ) -> None:
         """Args:
         ignored: `(path, is_directory) -> bool`; such items stay as they are on this disk.
         dirty: Asks for a scan of a path where something unknown was found.
         allowed: False while the folder is paused or stopped.
+        held: True for what is about to change: its conflict is being merged.
         """
         self._folder = folder
         self._fs = fs
@@ -118,6 +120,7 @@ class Apply:
         self._ignored = ignored
         self._dirty = dirty
         self._allowed = allowed
+        self._held = held
         self._ready: dict[ItemId, Assembled] = {}
         self._ready_size = 0
         self._assembling: dict[ItemId, Assembly] = {}
@@ -190,6 +193,8 @@ class Apply:
         if not plan.touches_disk:
             self._done(item)
             folder.look_at([item])
+            return
+        if shown is not None and self._held(shown):
             return
         if shown is not None and shown.parent in folder.pending:
             self._look_at(shown.parent, found, nursery, now)

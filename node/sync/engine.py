@@ -22,7 +22,7 @@ from crdt.errors import ShoalError
 from crdt.ids import DeviceId
 from crdt.version_vector import EMPTY, VersionVector
 from node.files.ignore import TEXT_BYTES_MAX, IgnoreRules
-from node.files.layout import IGNORE_FILE
+from node.files.layout import IGNORE_FILE, NO_MERGE_FILE
 from node.files.port import FileSystem
 from node.files.root_marker import RootId, RootState, check_root
 from node.files.watcher import Dirty, Limited, Rescan, Watcher, WatchEvent
@@ -38,6 +38,8 @@ from node.sync.blocks import BlockExchange
 from node.sync.effects import settle_effects
 from node.sync.folder import Folder
 from node.sync.intake import Intake
+from node.sync.merge import Merges
+from node.sync.merge_inquiry import AssembledTexts
 from node.sync.recovery import recover
 from node.sync.rot import Rot
 from node.sync.scan import Scan, ScanReport
@@ -101,19 +103,23 @@ class FolderEngine:
         self._watcher = watcher
         self._disk_lock = trio.Lock()
         self._ignore = IgnoreRules.none()
+        self._never_merge = IgnoreRules.none()
         self.sealed = SealedBlocks(folder, fs, threads)
         self.blocks = BlockExchange(folder, fs, threads, self.sealed)
         self.history = History(folder, fs, threads, self.sealed, allowed=self._root_is_here)
         self.scans = ScanService(self._make_scan, allowed=self.allowed, on_report=self._take_report)
+        assembler = Assembler(fs, threads, self.blocks, folder.block_key)
+        self.merges = self._make_merges(assembler)
         self.apply = Apply(
             folder,
             fs,
             threads,
             self._disk_lock,
-            Assembler(fs, threads, self.blocks, folder.block_key),
+            assembler,
             ignored=self.ignored,
             dirty=lambda path: self.scans.hint([path]),
             allowed=lambda: self.allowed() and self.scans.first_done,
+            held=self.merges.holds,
         )
 
         self.rot = Rot(folder, fs, threads, hint=self.scans.hint)
@@ -126,6 +132,19 @@ class FolderEngine:
         self.blocks.on_mismatch = self.scrub.suspect
         self.afterlook = Afterlook(
             folder, fs, threads, self._disk_lock, noted=self.apply.changed, found=self._recovered
+        )
+
+    def _make_merges(self, assembler: Assembler) -> Merges:
+        return Merges(
+            self.folder,
+            self.fs,
+            self.threads,
+            self._disk_lock,
+            AssembledTexts(assembler),
+            wanted=lambda path: not self._never_merge.ignores(path, is_directory=False),
+            dirty=lambda path: self.scans.hint([path]),
+            scanned=self.scans.done,
+            allowed=lambda: self.allowed() and self.scans.first_done,
         )
 
     # --- what people see ------------------------------------------------------------------------
@@ -292,7 +311,7 @@ class FolderEngine:
         for note in (*recover(self.folder, self.fs), *settle_effects(self.folder)):
             self.warn("", note)
         self._mind_removal()
-        await self._load_ignore()
+        await self._load_rules()
         self.folder.look_at_all()
         async with trio.open_nursery() as nursery:
             send, events = trio.open_memory_channel[WatchEvent](0)
@@ -302,6 +321,7 @@ class FolderEngine:
             for service in (
                 self.scans.serve,
                 self.apply.serve,
+                self.merges.serve,
                 self.blocks.serve,
                 self.afterlook.serve,
                 self.scrub.serve,
@@ -335,7 +355,7 @@ class FolderEngine:
         async for event in events:
             match event:
                 case Dirty(paths=paths):
-                    if IGNORE_FILE in paths and await self._load_ignore():
+                    if {IGNORE_FILE, NO_MERGE_FILE} & set(paths) and await self._load_rules():
                         self.scans.everything()
                         self._look_again()
                     self.scans.hint(paths)
@@ -387,20 +407,25 @@ class FolderEngine:
         """True for what `.shoalignore` keeps out, and for what is ours."""
         return self._ignore.ignores(path, is_directory)
 
-    async def _load_ignore(self) -> bool:
-        """Read the rules; True when they are other ones than before."""
+    async def _load_rules(self) -> bool:
+        """Read what is not to be synced, or not merged; True when it is other than before."""
+        before = (self._ignore.text, self._never_merge.text)
+        self._ignore = await self._read_rules(IGNORE_FILE)
+        self._never_merge = await self._read_rules(NO_MERGE_FILE)
+        return before != (self._ignore.text, self._never_merge.text)
 
+    async def _read_rules(self, path: str) -> IgnoreRules:
         def read() -> str:
             try:
-                with self.fs.open_read(IGNORE_FILE) as handle:
+                with self.fs.open_read(path) as handle:
                     return handle.read_at(0, TEXT_BYTES_MAX + 1).decode(errors="replace")
             except OSError:
                 return ""
 
-        before, self._ignore = self._ignore, IgnoreRules.parse(await self.threads.run(read))
-        for warning in self._ignore.warnings:
-            self.warn(IGNORE_FILE, warning)
-        return before.text != self._ignore.text
+        rules = IgnoreRules.parse(await self.threads.run(read))
+        for warning in rules.warnings:
+            self.warn(path, warning)
+        return rules
 
     # --- peers ----------------------------------------------------------------------------------
 

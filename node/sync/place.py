@@ -35,17 +35,7 @@ def record(folder: Folder, done: Sequence[tuple[Job, Outcome]], tried: Sequence[
 def _record(folder: Folder, job: Job, outcome: Outcome) -> None:
     work, shown, row, stat = job.work, job.shown, job.row, outcome.stat
     if outcome.displaced and isinstance(work, Place | Remove) and row is not None:
-        folder.disk.add_displaced(
-            row.item,
-            work.target,
-            row.version,
-            row.digest,
-            row.size,
-            work.history,
-            folder.clock.wall_ns(),
-        )
-        note_displaced(folder, row, work.target, work.history)
-        folder.locations.rekey(job.item, displaced_item(work.history))
+        record_displaced(folder, row, work)
     match work:
         case Remove():
             folder.disk.drop(job.item)
@@ -72,6 +62,21 @@ def _record(folder: Folder, job: Job, outcome: Outcome) -> None:
                 folder.locations.put_nodes(job.assembled.nodes)
             elif isinstance(work, Place):
                 folder.locations.drop(job.item)
+
+
+def record_displaced(folder: Folder, row: DiskRow, work: Place | Remove) -> None:
+    """What `row` described lies in history now, and stays a source of its blocks."""
+    folder.disk.add_displaced(
+        row.item,
+        work.target,
+        row.version,
+        row.digest,
+        row.size,
+        work.history,
+        folder.clock.wall_ns(),
+    )
+    note_displaced(folder, row, work.target, work.history)
+    folder.locations.rekey(row.item, displaced_item(work.history))
 
 
 def _row_of(folder: Folder, job: Job, shown: ViewRow, stat: Stat) -> DiskRow:

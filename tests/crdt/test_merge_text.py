@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from itertools import permutations
 
 import pytest
 from hypothesis import given
@@ -19,8 +21,8 @@ VERSIONS = (VersionVector({device(1): 3}), VersionVector({device(1): 2, device(2
 def merge(ancestor: str, one: str, other: str, *, prose: bool = True) -> str | None:
     """Both orders, which must agree."""
     heads = Head(VERSIONS[0], one.encode()), Head(VERSIONS[1], other.encode())
-    merged = merge_texts(ancestor.encode(), *heads, prose=prose)
-    assert merged == merge_texts(ancestor.encode(), *reversed(heads), prose=prose)
+    merged = merge_texts(ancestor.encode(), heads, prose=prose)
+    assert merged == merge_texts(ancestor.encode(), heads[::-1], prose=prose)
     return None if merged is None else merged.decode()
 
 
@@ -111,7 +113,7 @@ def test_what_is_no_text_or_too_large_is_not_merged() -> None:
             texts = [NOTE.encode(), one, other]
             texts[place] = bad
             heads = Head(VERSIONS[0], texts[1]), Head(VERSIONS[1], texts[2])
-            assert merge_texts(texts[0], *heads, prose=True) is None
+            assert merge_texts(texts[0], heads, prose=True) is None
     half = "x" * (TEXT_SIZE_MAX // 2)
     assert merge("a\n\nb\n", f"{half}\na\n\nb\n", f"a\n\nb\n{half}\n") is None, "comes to too much"
     quarter = half[: len(half) // 2]
@@ -163,6 +165,28 @@ def test_it_is_commutative_and_holds_what_both_wrote(
         for text, who in ((one, "ANNA"), (other, "BEN")):
             for number in range(3):
                 assert (f"{who}{number}" in text) <= (f"{who}{number}" in merged)
+
+
+@given(lines, st.lists(edits, min_size=3, max_size=3), st.booleans())
+def test_three_merge_alike_in_every_order(
+    ancestor: str, made: list[list[tuple[int, int, str]]], prose: bool
+) -> None:
+    heads = [
+        Head(VersionVector({device(number): 1}), edited(ancestor, one, f"WHO{number}").encode())
+        for number, one in enumerate(made, 1)
+    ]
+    found = {merge_texts(ancestor.encode(), order, prose=prose) for order in permutations(heads)}
+    assert len(found) == 1
+    merged = found.pop()
+    for head in heads if merged is not None else ():
+        for word in re.findall(rb"WHO\d+", head.data):
+            assert merged is not None
+            assert word in merged
+
+
+def test_one_version_twice_is_not_merged() -> None:
+    heads = Head(VERSIONS[0], b"a\nb\n"), Head(VERSIONS[0], b"c\na\n")
+    assert merge_texts(b"a\n", heads, prose=True) is None
 
 
 @given(lines, edits, st.booleans())

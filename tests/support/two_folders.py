@@ -29,6 +29,8 @@ from node.sync.assemble import Assembler
 from node.sync.bell import Bell
 from node.sync.folder import Folder
 from node.sync.intake import Intake
+from node.sync.merge import Merges
+from node.sync.merge_inquiry import AssembledTexts
 from node.sync.scan import Scan, ScanReport
 from transport.identity import Identity
 
@@ -84,6 +86,7 @@ class Box:
         self.database = open_database(None)
         self.others: list[Box] = []
         self.dirty: list[str] = []
+        self.merging = True
         self.fetched = 0  # blocks from other disks
         make_layout(fs)
 
@@ -169,17 +172,31 @@ class Box:
 
     async def apply(self, fs: FileSystem | None = None) -> Apply:
         """Carry out what is pending, until nothing moves."""
+        assembler = Assembler(fs or self.fs, InlineThreads(), self, self.folder.block_key)
+        merges = Merges(
+            self.folder,
+            fs or self.fs,
+            InlineThreads(),
+            self.lock,
+            AssembledTexts(assembler),
+            wanted=lambda _path: self.merging,
+            dirty=self.dirty.append,
+            scanned=Bell(),
+            allowed=lambda: True,
+        )
         service = Apply(
             self.folder,
             fs or self.fs,
             InlineThreads(),
             self.lock,
-            Assembler(fs or self.fs, InlineThreads(), self, self.folder.block_key),
+            assembler,
             ignored=lambda _path, _directory: False,
             dirty=self.dirty.append,
             allowed=lambda: True,
+            held=merges.holds,
         )
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(merges.serve)
             nursery.start_soon(service.serve)
             await trio.testing.wait_all_tasks_blocked(0.001)
             nursery.cancel_scope.cancel()

@@ -8,6 +8,7 @@ import click
 
 from node.cli.common import Invocation, common_options, directory_argument
 from node.cli.text import local_time_text, size_text
+from node.control.facade import TrashItem
 
 
 @click.command()
@@ -22,7 +23,10 @@ def trash(invocation: Invocation, directory: Path) -> None:
     with invocation.client() as client:
         deleted = client.trash(directory)
     lines = [
-        f"{local_time_text(one.time)}  {size_text(one.size):>9}  {one.name}  {one.path}"
-        for one in deleted
+        f"{local_time_text(one.time)}  {_what(one):>9}  {one.name}  {one.path}" for one in deleted
     ]
     invocation.answer(deleted, *(lines or ["nothing was deleted"]))
+
+
+def _what(one: TrashItem) -> str:
+    return size_text(one.size) if one.kind == "file" else one.kind

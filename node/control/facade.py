@@ -200,13 +200,16 @@ class RestoreResult:
 
 @dataclass(frozen=True, slots=True)
 class TrashItem:
-    """Something deleted: where it lay, when and by whom it was deleted."""
+    """Something deleted: where it lay, when and by whom it was deleted. `kind` is `file`,
+    `directory` or `symlink`.
+    """
 
     path: str
     time: str
     device: str
     name: str
     size: int
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)

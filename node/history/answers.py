@@ -87,6 +87,7 @@ def trash_of(engine: FolderEngine, directory: str) -> tuple[TrashItem, ...]:
             device=one.version.device.text,
             name=_name(engine, one.version.device),
             size=one.version.content.size,
+            kind=one.version.content.kind.name.lower(),
         )
         for one in Versions(engine.folder).deleted_below(directory)
     )

@@ -128,7 +128,7 @@ class FakeNode:
 
     async def trash(self, directory: str) -> tuple[TrashItem, ...]:
         self._find(directory)
-        return (TrashItem("old\x1b[31m.txt", MOMENT, PEER, "Desk", 5),)
+        return (TrashItem("old\x1b[31m.txt", MOMENT, PEER, "Desk", 5, "file"),)
 
     async def keep(
         self,

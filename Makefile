@@ -9,7 +9,7 @@ STAMP := .venv/installed
 FOLDER := $(patsubst ~/%,$(HOME)/%,$(DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test test-kills test-races test-editors test-fast format lock clean
+.PHONY: help install up demo test test-impaired test-kills test-races test-editors test-fast format lock clean
 .PHONY: bench bench-quick
 .PHONY: check check-format check-lint check-types check-imports
 
@@ -17,6 +17,7 @@ help:
 	@echo 'make up DIR=~/Shoal   run a node on a folder (OPTIONS="--no-lan" adds options)'
 	@echo 'make test             run all tests but the long one'
 	@echo 'make test-kills       50 times kill -9, in the middle of everything'
+	@echo 'make test-impaired    real nodes over a network that loses every third datagram'
 	@echo 'make test-races       a person who saves, at every moment of a sync'
 	@echo 'make test-editors     how editors, git and SQLite save, ten times as long as in `make test`'
 	@echo 'make check            format, lint, types, imports, style, fast tests'
@@ -43,7 +44,10 @@ demo: $(STAMP)
 	@$(BIN)/python -m simulations.demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m 'not kills and not races' $(TESTS)
+	$(BIN)/python -m pytest -q -m 'not kills and not races and not impaired' $(TESTS)
+
+test-impaired: $(STAMP)
+	$(BIN)/python -m pytest -q -m impaired $(TESTS)
 
 test-kills: $(STAMP)
 	$(BIN)/python -m pytest -q -m kills $(TESTS)

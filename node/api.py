@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import ifaddr
 import trio
 
 from crdt.errors import CallerError
-from crdt.ids import DeviceId
-from crdt.invitation import ADDRESSES_MAX, Invitation
-from crdt.roster_make import invite_op
-from crdt.roster_ops import Role as RosterRole
 from node.control.facade import (
     Damage,
-    DeviceInfo,
     Event,
     FolderState,
     FolderStatus,
@@ -28,7 +22,6 @@ from node.control.facade import (
     Phase,
     Progress,
     RestoreResult,
-    Role,
     Status,
     TrashItem,
     VerifyResult,
@@ -37,14 +30,12 @@ from node.control.facade import (
 from node.history import answers
 from node.history.settings import save_policy
 from node.open_folder import OpenFolder
+from node.people import PeopleApi
 from node.sync.engine import FolderEngine
 from node.sync.verify import NOT_MENDED, verify_folder
-from transport.identity import Identity
 
 if TYPE_CHECKING:
-    from node.app import Node
-
-_ROLES: Final = {role.name.lower(): role for role in RosterRole}
+    pass
 
 
 class UnknownFolderError(CallerError):
@@ -53,11 +44,8 @@ class UnknownFolderError(CallerError):
     exit_code = 13
 
 
-class Api:
+class Api(PeopleApi):
     """Implements `NodeFacade` over a running node."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
 
     def _find(self, directory: str) -> OpenFolder:
         wanted = Path(directory)
@@ -118,19 +106,6 @@ class Api:
                 )
         return found
 
-    async def devices(self, directory: str) -> tuple[DeviceInfo, ...]:
-        """See `NodeFacade`."""
-        engine = self._find(directory).engine
-        own = self._node.identity.device
-
-        def info(device: DeviceId, name: str, role: RosterRole) -> DeviceInfo:
-            peer = engine.peers.get(device)
-            connected = device == own or (peer is not None and peer.connected)
-            return DeviceInfo(device.text, name, Role(role.name.lower()), device == own, connected)
-
-        members = engine.folder.roster.members
-        return tuple(info(d, member.name, member.role) for d, member in members.items())
-
     async def logs(self, lines: int) -> tuple[str, ...]:
         """See `NodeFacade`."""
         return tuple(self._node.log.lines)[-lines:]
@@ -140,46 +115,6 @@ class Api:
         return self._node.events.subscribe()
 
     # --- what people do -------------------------------------------------------------------------
-
-    async def invite(self, directory: str, *, role: Role, uses: int, expires_s: float) -> str:
-        """See `NodeFacade`."""
-        node, engine = self._node, self._find(directory).engine
-        folder = engine.folder
-        if folder.roster.role(node.identity.device) is not RosterRole.OWNER:
-            raise CallerError("only an owner of the folder can invite; nothing was changed")
-        secret = node.random.bytes(32)
-        invitation = Invitation(
-            folder=folder.id,
-            secret=secret,
-            inviter=node.identity.device,
-            addresses=self._addresses(),
-            folder_name=_printable(Path(engine.path).name),
-        )
-        op = invite_op(
-            folder.roster,
-            folder.keys,
-            Identity.from_seed(secret).device,
-            role=_ROLES[role.value],
-            uses=uses,
-            expires_s=int(node.clock.wall_ns() / 1e9 + expires_s),
-            seed=node.random.bytes(32),
-        )
-        folder.commit_roster([op])
-        engine.roster_changed()
-        return invitation.text
-
-    def _addresses(self) -> tuple[tuple[str, int], ...]:
-        listening = self._node.listening
-        assert listening is not None, "a running node listens"
-        if listening.host not in {"0.0.0.0", "::"}:  # noqa: S104
-            return ((listening.host, listening.port),)
-        hosts = [
-            str(ip.ip)
-            for adapter in ifaddr.get_adapters()
-            for ip in adapter.ips
-            if ip.is_IPv4 and not str(ip.ip).startswith("127.")
-        ]
-        return tuple((host, listening.port) for host in hosts or ["127.0.0.1"])[:ADDRESSES_MAX]
 
     async def wait(self, directory: str, *, devices: int, timeout_s: float) -> WaitResult:
         """See `NodeFacade`."""
@@ -267,7 +202,3 @@ def progress_of(engine: FolderEngine) -> Progress | None:
     done = engine.blocks.received_size
     files = engine.apply.done_files
     return Progress(Phase.RECEIVING, done, done + needs.bytes, files, files + needs.files)
-
-
-def _printable(name: str) -> str:
-    return "".join(c for c in name if c.isprintable())[:60]

@@ -3,7 +3,8 @@
     GET  /status                                            GET  /logs?lines=
     GET  /events   server-sent events                       POST /shutdown
     POST /invite   {dir, role?, uses?, expires_s?}          POST /wait  {dir, devices, timeout_s}
-    POST /devices, /verify, /pause, /resume, /trash   {dir}
+    POST /people/VERB {dir, ...}, see `node.control.people`
+    POST /verify, /pause, /resume, /trash   {dir}
     POST /history  {path}                POST /restore  {path, version?, at_ms?, to?}
     POST /keep     {dir, all_s?, daily_s?, share?, size?}
 
@@ -30,6 +31,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from crdt.errors import CallerError, ShoalError, WorldError
+from node.control import people
 from node.control.errors import intended, to_message
 from node.control.facade import (
     DEVICES_MAX,
@@ -63,7 +65,7 @@ def create_app(facade: NodeFacade) -> ASGIApp:
     get, post = ["GET"], ["POST"]
     routes = [
         Route("/status", _careful(api.status), methods=get),
-        Route("/devices", _careful(api.devices), methods=post),
+        Route("/people/{verb}", _careful(api.people), methods=post),
         Route("/logs", _careful(api.logs), methods=get),
         Route("/events", _careful(api.events), methods=get),
         Route("/invite", _careful(api.invite), methods=post),
@@ -103,9 +105,11 @@ class _Api:
     async def status(self, request: Request) -> Response:
         return _answer(await self._facade.status())
 
-    async def devices(self, request: Request) -> Response:
-        directory = _directory((await _body(request)).get("dir"))
-        return _answer({"devices": await self._facade.devices(directory)})
+    async def people(self, request: Request) -> Response:
+        body = await _body(request)
+        directory = _directory(body.get("dir"))
+        answered = await people.answer(self._facade, request.path_params["verb"], directory, body)
+        return _answer({"answer": answered})
 
     async def logs(self, request: Request) -> Response:
         text = request.query_params.get("lines", "100")

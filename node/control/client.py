@@ -60,9 +60,13 @@ class ControlClient:
         return _read(str, answer.get("invitation"))
 
     def devices(self, directory: Path) -> tuple[DeviceInfo, ...]:
-        """See `NodeFacade.devices`."""
-        answer = self._call("POST", "/devices", {"dir": str(directory)})
-        return _read(tuple[DeviceInfo, ...], answer.get("devices"))
+        """See `PeopleFacade.devices`."""
+        return self.people(tuple[DeviceInfo, ...], "devices", directory)
+
+    def people(self, shape: type[T], verb: str, directory: Path, **fields: object) -> T:
+        """Ask for one of the verbs of `PeopleFacade`; `shape` is what it answers."""
+        answer = self._call("POST", f"/people/{verb}", {"dir": str(directory), **fields})
+        return _read(shape, answer.get("answer"))
 
     def wait(self, directory: Path, *, devices: int, timeout_s: float) -> WaitResult:
         """See `NodeFacade.wait`; takes up to `timeout_s` and a little more."""

@@ -124,13 +124,38 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """A member of the roster."""
+    """A member of the roster.
+
+    `person` is the name's part before a slash; `last_seen` is ISO 8601, UTC, now for who is
+    connected; `behind` counts the entries that its disk does not show in whole yet, None when it
+    never said.
+    """
 
     device: str
     name: str
     role: Role
     this_device: bool
     connected: bool
+    person: str = ""
+    last_seen: str | None = None
+    behind: int | None = None
+    may_invite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InvitationInfo:
+    """An invitation. `state` is `open`, `used up`, `expired` or `revoked`; `joined` are the names
+    of the devices that came by it; `expires` is ISO 8601, UTC.
+    """
+
+    id: str
+    role: Role
+    uses: int
+    left: int
+    expires: str
+    state: str
+    issued_by: str
+    joined: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +262,36 @@ class Event:
     folder: str = ""
 
 
-class NodeFacade(Protocol):
+class PeopleFacade(Protocol):
+    """The part of a running node that knows people; see `NodeFacade`."""
+
+    async def devices(self, directory: str) -> tuple[DeviceInfo, ...]:
+        """The folder's roster, this device included."""
+        ...
+
+    async def remove(self, directory: str, device: str) -> DeviceInfo:
+        """Remove a device, given by name or id, from the folder for good."""
+        ...
+
+    async def set_role(
+        self, directory: str, device: str, role: Role, may_invite: bool | None
+    ) -> DeviceInfo:
+        """Give a device another role.
+
+        `may_invite` None leaves that as it is, and takes it away where the role changes.
+        """
+        ...
+
+    async def invitations(self, directory: str) -> tuple[InvitationInfo, ...]:
+        """Every invitation that there was, the newest last."""
+        ...
+
+    async def revoke(self, directory: str, invitation: str) -> InvitationInfo:
+        """Take an invitation back, given by its id or its text."""
+        ...
+
+
+class NodeFacade(PeopleFacade, Protocol):
     """A running node. Called on the trio loop; each call may run beside the others."""
 
     async def status(self) -> Status:
@@ -246,10 +300,6 @@ class NodeFacade(Protocol):
 
     async def invite(self, directory: str, *, role: Role, uses: int, expires_s: float) -> str:
         """Write an invitation into the roster; returns its text once that is durable."""
-        ...
-
-    async def devices(self, directory: str) -> tuple[DeviceInfo, ...]:
-        """The folder's roster, this device included."""
         ...
 
     async def wait(self, directory: str, *, devices: int, timeout_s: float) -> WaitResult:

@@ -161,7 +161,7 @@ class Connections:
         if not self._shared(peer):
             self._part(peer, connection)
         for engine in self._shared(peer):
-            engine.warnings.pop(peer.short, None)
+            engine.warnings.pop(f"{peer.short} refuses", None)
             self.on_connected(engine, connection.address)
         code, reason = CloseCode.OK, ""
         try:
@@ -203,7 +203,7 @@ class Connections:
         self._candidates.roster_changed(trio.current_time())
         self.wake.ring()
         for device, live in list(self._live.items()):
-            if not self._shared(device):
+            if not self._shared(device) and device not in self._parted:
                 self._part(device, live.connection)
 
     def _part(self, peer: DeviceId, connection: Connection) -> None:
@@ -226,7 +226,7 @@ class Connections:
         for engine in self._shared(peer):
             name = engine.folder.name_of(peer)
             engine.note(
-                peer.short,
+                f"{peer.short} refuses",
                 f"{name} says that this device is no member of the folder any more. Your files "
                 "here stay as they are; ask an owner whether it was removed.",
             )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -40,6 +40,7 @@ from node.sync.folder import Folder
 from node.sync.intake import Intake
 from node.sync.merge import Merges
 from node.sync.merge_inquiry import AssembledTexts
+from node.sync.peers import Peers
 from node.sync.recovery import recover
 from node.sync.rot import Rot
 from node.sync.scan import Scan, ScanReport
@@ -52,16 +53,6 @@ RESTART_DELAY_S: Final = 1.0  # before a service that failed is started again
 SETTLE_SCAN_FILES_MAX: Final = 50_000  # below this `wait` looks at every file first
 WARNINGS_MAX: Final = 200
 EMPTIED_MIN: Final = 20  # a folder of fewer files may well be emptied by a person
-
-
-@dataclass(frozen=True, slots=True)
-class PeerView:
-    """What a peer last said of itself."""
-
-    connected: bool
-    name: str
-    have: VersionVector
-    complete: VersionVector
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +83,7 @@ class FolderEngine:
         self.paused = paused
         self.stopped: str | None = None
         self.warnings: dict[str, str] = {}
-        self.peers: dict[DeviceId, PeerView] = {}
+        self.peers = Peers(folder)
         self.changed = Bell()  # anything that `status` shows
         self._awaits_own_log = False
         self._removed: str | None = None  # why we stopped, if it was that
@@ -433,12 +424,12 @@ class FolderEngine:
         self, device: DeviceId, name: str, have: VersionVector, complete: VersionVector
     ) -> None:
         """A connected peer told its state."""
-        self.peers[device] = PeerView(True, name, have, complete)
+        self.peers.told(device, name, have, complete)
         self.blocks.peer_advanced(device)
         self.changed.ring()
 
     def peer_gone(self, device: DeviceId) -> None:
         """The connection to a peer ended; what it last said stays known."""
         if device in self.peers:
-            self.peers[device] = replace(self.peers[device], connected=False)
+            self.peers.gone(device)
             self.changed.ring()

@@ -250,7 +250,7 @@ def test_join_of_a_folder_that_is_here_already_resumes_it(tmp_path: Path) -> Non
 
 def test_devices(pair: tuple[Device, Device]) -> None:
     anna, ben = pair
-    found = {one["name"]: one for one in anna.run_json("devices", str(anna.directory))["devices"]}
+    found = {one["name"]: one for one in anna.run_json("devices", str(anna.directory))}
     assert {"anna", "ben"} <= found.keys()
     assert found["anna"]["role"] == "owner"
     assert found["anna"]["this_device"]

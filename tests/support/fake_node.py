@@ -20,6 +20,7 @@ from node.control.facade import (
     FolderStatus,
     FolderWarning,
     HistoryResult,
+    InvitationInfo,
     KeepResult,
     Needs,
     PeerStatus,
@@ -55,6 +56,8 @@ class FakeNode:
         self.cancelled = trio.Event()
         self.stopped = trio.Event()
         self.bus = EventBus()
+        self.desk = DeviceInfo(PEER, "Desk", Role.EDITOR, False, False, "Desk")
+        self.people: list[tuple[object, ...]] = []
         self.invited: list[tuple[Role, int, float]] = []
         self.verified = VerifyResult(3, 4096)
         self.versions = (
@@ -95,9 +98,32 @@ class FakeNode:
     async def devices(self, directory: str) -> tuple[DeviceInfo, ...]:
         self._find(directory)
         return (
-            DeviceInfo(ME, "laptop", Role.OWNER, this_device=True, connected=True),
-            DeviceInfo(PEER, "Desk", Role.EDITOR, this_device=False, connected=False),
+            DeviceInfo(ME, "laptop", Role.OWNER, True, True, "laptop", MOMENT, 0, True),
+            self.desk,
         )
+
+    async def remove(self, directory: str, device: str) -> DeviceInfo:
+        self._find(directory)
+        self.people.append(("remove", device))
+        return self.desk
+
+    async def set_role(
+        self, directory: str, device: str, role: Role, may_invite: bool | None
+    ) -> DeviceInfo:
+        self._find(directory)
+        self.people.append(("role", device, role, may_invite))
+        return replace(self.desk, role=role, may_invite=bool(may_invite))
+
+    async def invitations(self, directory: str) -> tuple[InvitationInfo, ...]:
+        self._find(directory)
+        return (
+            InvitationInfo("ABCDEFG", Role.EDITOR, 1, 0, MOMENT, "used up", "laptop", ("Desk",)),
+            InvitationInfo("BCDEFGH", Role.READER, 2, 2, MOMENT, "open", "laptop"),
+        )
+
+    async def revoke(self, directory: str, invitation: str) -> InvitationInfo:
+        self.people.append(("revoke", invitation))
+        return replace((await self.invitations(directory))[1], state="revoked")
 
     async def wait(self, directory: str, *, devices: int, timeout_s: float) -> WaitResult:
         self._find(directory)

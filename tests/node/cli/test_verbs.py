@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import trio.testing
 from crdt.errors import WorldError
 from node.cli import invite as invite_module
 from node.cli.main import run
+from node.cli.text import local_time_text
 from node.control.facade import Event, FolderState, Role
 from node.control.server import serve_control
-from tests.support.fake_node import ME, PEER, FakeNode
+from tests.support.fake_node import ME, MOMENT, PEER, FakeNode
 
 Shoal = Callable[..., Awaitable[tuple[int, str, str]]]
 
@@ -164,17 +166,66 @@ async def test_pause_and_resume_answer_in_json(node: FakeNode, shoal: Shoal) -> 
 async def test_devices(node: FakeNode, shoal: Shoal) -> None:
     _, out, _ = await shoal("devices", node.folder.path)
     assert out.splitlines() == [
-        f"laptop  owner   this device    {ME}",
-        f"Desk    editor  not connected  {PEER}",
+        f"laptop  owner   this device                    up to date          {ME}",
+        f"Desk    editor  not connected                  never seen          {PEER}",
     ]
-    devices = (await ask_json(shoal, "devices", node.folder.path))["devices"]
+    devices = await ask_json(shoal, "devices", node.folder.path)
     assert devices[1] == {
         "device": PEER,
         "name": "Desk",
+        "person": "Desk",
         "role": "editor",
         "this_device": False,
         "connected": False,
+        "last_seen": None,
+        "behind": None,
+        "may_invite": False,
     }
+    assert devices[0]["last_seen"] == MOMENT
+
+
+async def test_how_a_device_that_was_seen_is_shown(
+    node: FakeNode, shoal: Shoal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.desk = replace(node.desk, last_seen=MOMENT, behind=1)
+    _, out, _ = await shoal("devices", node.folder.path)
+    assert f"last seen {local_time_text(MOMENT)}" in out
+    assert "1 change behind" in out
+
+
+async def test_remove_role_and_revoke_say_what_they_did(node: FakeNode, shoal: Shoal) -> None:
+    directory = node.folder.path
+    _, out, _ = await shoal("remove", "Desk", directory)
+    assert out.startswith("Removed Desk. ")
+    _, out, _ = await shoal("role", "Desk", "reader", directory, "--may-invite")
+    assert out == "Desk is reader now, and may invite others.\n"
+    assert (await ask_json(shoal, "role", "Desk", "owner", directory))["role"] == "owner"
+    _, out, _ = await shoal("revoke", "BCDEFGH", directory)
+    assert out == "The invitation BCDEFGH works no more.\n"
+    assert node.people == [
+        ("remove", "Desk"),
+        ("role", "Desk", Role.READER, True),
+        ("role", "Desk", Role.OWNER, None),
+        ("revoke", "BCDEFGH"),
+    ]
+
+
+async def test_a_role_that_does_not_exist(node: FakeNode, shoal: Shoal) -> None:
+    code, _, err = await shoal("role", "Desk", "king", node.folder.path)
+    assert code == 2
+    assert "owner, editor, reader" in err
+    assert node.people == []
+
+
+async def test_invitations(node: FakeNode, shoal: Shoal) -> None:
+    _, out, _ = await shoal("invitations", node.folder.path)
+    (line,) = out.splitlines()
+    assert line.startswith("BCDEFGH  reader  2 of 2 uses left")
+    (one,) = await ask_json(shoal, "invitations", node.folder.path)
+    assert one["id"] == "BCDEFGH"
+    everything = await ask_json(shoal, "invitations", node.folder.path, "--all")
+    assert [one["state"] for one in everything] == ["used up", "open"]
+    assert everything[0]["joined"] == ["Desk"]
 
 
 async def test_wait(node: FakeNode, shoal: Shoal) -> None:
@@ -252,7 +303,7 @@ async def test_an_error_with_json_is_json(node: FakeNode, shoal: Shoal) -> None:
     assert err == "shoal: the disk is full\n"
 
 
-VERBS = ["invite", "status", "devices", "wait", "verify", "pause", "resume", "logs"]
+VERBS = ["invite", "status", "devices", "invitations", "wait", "verify", "pause", "resume", "logs"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,0 +1,187 @@
+"""People: who is let in, as what, and who is taken out again; through real processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.control.client import ControlClient
+from node.control.shapes import to_json
+from tests.support.processes import Device, members, on_loopback
+from tests.support.trees import wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+USAGE = 2
+INVITATION = 11
+CUT_OFF_S = 5.0  # "within seconds"
+
+
+def devices(device: Device) -> dict[str, dict[str, Any]]:
+    """What `shoal devices --json` says, by name; without starting a Python."""
+    nothing = {"last_seen": None, "behind": None}
+    with ControlClient(device.home) as client:
+        return {one.name: {**nothing, **to_json(one)} for one in client.devices(device.directory)}
+
+
+def refused(device: Device, *arguments: str) -> str:
+    """A verb that must refuse; what it said."""
+    before = devices(device)
+    done = device.run(*arguments, str(device.directory), check=False)
+    assert done.returncode == USAGE, done
+    assert "nothing was changed" in done.stderr
+    after = devices(device)
+    for volatile in ("last_seen", "connected", "behind"):
+        for one in (*before.values(), *after.values()):
+            one.pop(volatile)
+    assert before == after
+    return done.stderr
+
+
+def connected(device: Device, name: str) -> Callable[[], bool]:
+    """Whether `device` is connected to the one called `name`."""
+    return lambda: any(p["name"] == name and p["connected"] for p in device.folder()["peers"])
+
+
+def test_a_removed_device_is_cut_off(tmp_path: Path) -> None:
+    with members(tmp_path, "anna", "ben", "cleo") as (anna, ben, cleo):
+        (cleo.directory / "by cleo.txt").write_text("from before\n")
+        (cleo.directory / "big.bin").write_bytes(bytes(range(256)) * 2_000)
+        cleo.wait(devices=3)
+        # Bad input first: nothing happens.
+        assert "there are: anna, ben, cleo" in refused(anna, "remove", "zoe").lower()
+        assert "last owner" in refused(anna, "remove", "anna")
+        assert "only an owner" in refused(ben, "remove", "cleo")
+        assert "last owner" in refused(anna, "role", "anna", "reader")
+        assert "owner, editor, reader" in refused(anna, "role", "ben", "king")
+        assert set(devices(anna)) == {"anna", "ben", "cleo"}
+
+        anna.run("remove", "cleo", str(anna.directory))
+        wait_for(lambda: cleo.folder()["state"] == "stopped", timeout_s=CUT_OFF_S)
+        assert "anna removed this device" in cleo.folder()["reason"]
+        for member in (anna, ben):
+            wait_for(lambda m=member: set(devices(m)) == {"anna", "ben"}, timeout_s=CUT_OFF_S)  # type: ignore[misc]
+        assert "was removed from this folder already" in refused(anna, "remove", "cleo")
+
+        (anna.directory / "secret.txt").write_text("not for cleo\n")
+        (cleo.directory / "late.txt").write_text("too late\n")
+        (cleo.directory / "by cleo.txt").write_text("changed too late\n")
+        anna.wait(devices=2)
+        ben.wait(devices=2)
+        for member in (anna, ben):
+            tree = {path.name for path in member.directory.iterdir()} - {".shoal"}
+            assert tree == {"by cleo.txt", "big.bin", "secret.txt"}
+            assert (member.directory / "by cleo.txt").read_text() == "from before\n"
+        assert not (cleo.directory / "secret.txt").exists()
+        assert (cleo.directory / "late.txt").read_text() == "too late\n"
+
+        # It knows when it starts again, and others go on refusing it.
+        cleo.stop()
+        cleo.up()
+        assert cleo.folder()["state"] == "stopped"
+        assert set(devices(anna)) == {"anna", "ben"}
+        assert not (cleo.directory / "secret.txt").exists()
+
+
+def test_a_device_that_was_away_hears_of_its_removal(tmp_path: Path) -> None:
+    with members(tmp_path, "anna", "ben") as (anna, ben):
+        (anna.directory / "shared.txt").write_text("for both\n")
+        anna.wait(devices=2)
+        ben.stop()
+        anna.run("remove", "ben", str(anna.directory))
+        (anna.directory / "secret.txt").write_text("not for ben\n")
+        (ben.directory / "offline.txt").write_text("written while away\n")
+        anna.wait(devices=1)
+        ben.up()
+        wait_for(lambda: ben.folder()["state"] == "stopped", timeout_s=30)
+        assert not (ben.directory / "secret.txt").exists()
+        assert (ben.directory / "offline.txt").read_text() == "written while away\n"
+        assert (ben.directory / "shared.txt").read_text() == "for both\n"
+        assert not (anna.directory / "offline.txt").exists()
+
+
+def test_owners_who_remove_each_other(tmp_path: Path) -> None:
+    with members(tmp_path, "anna", "ben", "cleo") as (anna, ben, cleo):
+        anna.wait(devices=3)
+        anna.run("role", "ben", "owner", str(anna.directory))
+        wait_for(lambda: devices(ben)["ben"]["role"] == "owner")
+        # In two partitions: nobody else runs while one removes the other.
+        anna.stop()
+        cleo.stop()
+        ben.run("remove", "anna", str(ben.directory))
+        ben.stop()
+        anna.up()
+        anna.run("remove", "ben", str(anna.directory))
+        cleo.up()
+        ben.up()
+
+        def agreed() -> bool:
+            stopped = [one for one in (anna, ben) if one.folder()["state"] == "stopped"]
+            return len(stopped) == 1
+
+        wait_for(agreed, timeout_s=40)
+        (stays,) = (one for one in (anna, ben) if one.folder()["state"] != "stopped")
+        wait_for(lambda: set(devices(cleo)) == {stays.name, "cleo"}, timeout_s=20)
+        wait_for(lambda: set(devices(stays)) == {stays.name, "cleo"}, timeout_s=20)
+        assert devices(cleo)[stays.name]["role"] == "owner"
+        (stays.directory / "goes on.txt").write_text("under a new key\n")
+        stays.wait(devices=2)
+        assert (cleo.directory / "goes on.txt").read_text() == "under a new key\n"
+
+
+def test_devices_and_names(tmp_path: Path) -> None:
+    with members(tmp_path, "anna", "ben") as (anna, ben):
+        (anna.directory / "f").write_text("f\n")
+        anna.wait(devices=2)
+        (first, second) = anna.run_json("devices", str(anna.directory))
+        keys = {"device", "name", "person", "role", "connected", "last_seen", "behind"}
+        assert keys <= first.keys()
+        assert (first["name"], first["role"], first["connected"]) == ("anna", "owner", True)
+        assert (second["name"], second["role"], second["behind"]) == ("ben", "editor", 0)
+        assert second["last_seen"] is not None
+        ben.stop()
+        wait_for(lambda: not devices(anna)["ben"]["connected"])
+        (anna.directory / "g").write_text("g\n")
+        anna.wait(devices=1)
+        assert devices(anna)["ben"]["behind"] == 1
+        anna.stop()
+        anna.up()
+        assert devices(anna)["ben"]["behind"] == 1, "remembered over a restart"
+        assert devices(anna)["ben"]["last_seen"] is not None
+
+
+def test_invitations_are_listed_revoked_and_used_up(tmp_path: Path) -> None:
+    with members(tmp_path, "anna", "ben") as (anna, ben), on_loopback(tmp_path, "eve") as eve:
+        directory = str(anna.directory)
+        assert anna.run_json("invitations", directory) == []
+        text = anna.invite("--role", "reader", "--uses", "1", "--expires", "1h")
+        (one,) = anna.run_json("invitations", directory)
+        assert (one["role"], one["uses"], one["left"], one["state"]) == ("reader", 1, 1, "open")
+        wait_for(lambda: len(ben.run_json("invitations", str(ben.directory))) == 1)
+        assert "only an owner" in refused(ben, "revoke", one["id"])
+        assert "no invitation" in refused(anna, "revoke", "ZZZZZZZ")
+        anna.run("revoke", one["id"], directory)
+        assert anna.run_json("invitations", directory) == []
+        assert "revoked already" in refused(anna, "revoke", one["id"])
+        done = eve.run("join", text, str(eve.directory), *eve.options, "--json", check=False)
+        assert done.returncode == INVITATION
+        assert json.loads(done.stdout)["exit_code"] == INVITATION
+        assert not eve.directory.exists()
+        (anna.directory / "goes on.txt").write_text("under a new key\n")
+        anna.wait(devices=2)
+
+        # An editor invites once an owner allows it, and no wider than itself.
+        assert "may not invite" in refused(ben, "invite", "--role", "reader")
+        anna.run("role", "ben", "editor", directory, "--may-invite")
+        wait_for(lambda: devices(ben)["ben"]["may_invite"])
+        assert "may not invite anybody as owner" in refused(ben, "invite", "--role", "owner")
+        eve.join(ben.invite("--role", "reader"))
+        wait_for(lambda: "eve" in devices(anna))
+        assert devices(anna)["eve"]["role"] == "reader"
+        wait_for((eve.directory / "goes on.txt").exists)
+        again = eve.run("join", text, str(eve.directory), check=False)
+        assert again.returncode != 0

@@ -10,6 +10,7 @@ FOLDER := $(patsubst ~/%,$(HOME)/%,$(DIR))
 
 .DEFAULT_GOAL := help
 .PHONY: help install up demo test test-impaired test-kills test-races test-editors test-fast format lock clean
+.PHONY: test-crashes
 .PHONY: bench bench-quick
 .PHONY: check check-format check-lint check-types check-imports
 
@@ -19,6 +20,7 @@ help:
 	@echo 'make test-kills       50 times kill -9, in the middle of everything'
 	@echo 'make test-impaired    real nodes over a network that loses every third datagram'
 	@echo 'make test-races       a person who saves, at every moment of a sync'
+	@echo 'make test-crashes     a process that stops twice, at every pair of operations'
 	@echo 'make test-editors     how editors, git and SQLite save, ten times as long as in `make test`'
 	@echo 'make check            format, lint, types, imports, style, fast tests'
 	@echo 'make demo             two devices on this machine, a file going across'
@@ -54,6 +56,9 @@ test-kills: $(STAMP)
 
 test-races: $(STAMP)
 	$(BIN)/python -m pytest -q -m races $(TESTS)
+
+test-crashes: $(STAMP)
+	SHOAL_CRASHES=all $(BIN)/python -m pytest -q --timeout 3600 $(TESTS) tests/node/sync/test_crash_points.py
 
 test-editors: $(STAMP)
 	SHOAL_EDITOR_TURNS=10 $(BIN)/python -m pytest -q $(TESTS) tests/integration/test_editors.py

@@ -344,7 +344,7 @@ class DiskFile:
         os.ftruncate(self._fd, size)
 
     def fsync(self) -> None:
-        """See `WriteHandle`."""
+        """See `ReadHandle`."""
         if sys.platform == "darwin":
             import fcntl  # noqa: PLC0415 - exists on POSIX only
 

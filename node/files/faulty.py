@@ -243,6 +243,17 @@ class FaultyReadFile:
         read = self._file.read_at
         return self._plan.run(Operation.FILE_READ_AT, self._path, read, offset, size)
 
+    def fsync(self) -> None:
+        """See `ReadHandle`. A failure leaves what the kernel leaves: data that is not written, in
+        pages that count as clean.
+        """
+        try:
+            self._plan.run(Operation.FILE_FSYNC, self._path, self._file.fsync)
+        except OSError:
+            if isinstance(self._file, MemoryFile):
+                self._file.fail_fsync()
+            raise
+
     def close(self) -> None:
         """See `ReadHandle`."""
         self._file.close()
@@ -282,17 +293,6 @@ class FaultyWriteFile(FaultyReadFile):
     def truncate(self, size: int) -> None:
         """See `WriteHandle`."""
         self._plan.run(Operation.FILE_TRUNCATE, self._path, self._writable.truncate, size)
-
-    def fsync(self) -> None:
-        """See `WriteHandle`. A failure leaves what the kernel leaves: data that is not written, in
-        pages that count as clean.
-        """
-        try:
-            self._plan.run(Operation.FILE_FSYNC, self._path, self._writable.fsync)
-        except OSError:
-            if isinstance(self._writable, MemoryFile):
-                self._writable.fail_fsync()
-            raise
 
     def set_metadata(
         self,

@@ -425,7 +425,7 @@ class MemoryFile:
         self._changed(fs)
 
     def fsync(self) -> None:
-        """See `WriteHandle`."""
+        """See `ReadHandle`."""
         self._alive()
         self._inode.save()
 

@@ -110,6 +110,10 @@ class ReadHandle(Protocol):
         """`size` bytes from `offset`; fewer only where the file ends."""
         ...
 
+    def fsync(self) -> None:
+        """Return once content and metadata are on the disk. The *name* needs `fsync_directory`."""
+        ...
+
     def close(self) -> None:
         """Close; a second call does nothing."""
         ...
@@ -133,10 +137,6 @@ class WriteHandle(ReadHandle, Protocol):
 
     def truncate(self, size: int) -> None:
         """Cut, or extend with a hole, to `size` bytes."""
-        ...
-
-    def fsync(self) -> None:
-        """Return once content and metadata are on the disk. The *name* needs `fsync_directory`."""
         ...
 
     def set_metadata(

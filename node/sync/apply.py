@@ -29,7 +29,7 @@ from node.files.applier import MakeDirectory, Outcome, Place, Relocate, Remove, 
 from node.files.port import FileSystem, join, split_parent
 from node.index.disk_rows import DiskRow, Intent
 from node.ports import Threads
-from node.sync.assemble import Assembled, Assembler, new_path, swap_path
+from node.sync.assemble import Assembled, Assembler, new_path, remove_parts, swap_path
 from node.sync.bell import Bell
 from node.sync.folder import Folder
 from node.sync.place import record
@@ -124,6 +124,7 @@ class Apply:
         self._ready: dict[ItemId, Assembled] = {}
         self._ready_size = 0
         self._assembling: dict[ItemId, Assembly] = {}
+        self._swept = False  # no unfinished file lies in `.shoal/tmp`
         self.waiting: dict[ItemId, Waiting] = {}
         self.done_files = 0  # placed on the disk since the start
         self.changed = Bell()
@@ -158,9 +159,20 @@ class Apply:
             if not batch:
                 if not self._folder.pending:
                     self._folder.advanced.ring()
+                    await self._sweep()
                 return False
             await self._carry_out(batch)
         return True
+
+    async def _sweep(self) -> None:
+        """Nothing is pending, so nothing is unfinished: what lies there was superseded."""
+        if self._swept or self._assembling:
+            return
+        self._swept = True
+        try:
+            await self._threads.run(remove_parts, self._fs)
+        except OSError as error:
+            logger.info("unfinished files stay in .shoal/tmp: %s", error.strerror)
 
     def _look(self, nursery: trio.Nursery) -> Round:
         found, now = Round(), trio.current_time()
@@ -335,6 +347,7 @@ class Apply:
             # To the end: what needs no fetching goes first.
             self._folder.pending[item] = self._folder.pending.pop(item)
             return
+        self._swept = False
         assembly = self._assembling[item] = Assembly(shown.content)
         nursery.start_soon(self._assemble, item, assembly)
 

@@ -19,7 +19,7 @@ from crdt.slot import BlockRef, Content
 from node.blocks.hashing import block_id
 from node.blocks.manifest import Walk
 from node.files.layout import TMP
-from node.files.port import FileSystem, WriteHandle
+from node.files.port import FileSystem, StatKind, WriteHandle, join
 from node.files.sparse import write_sparsely
 from node.ports import Threads
 
@@ -57,12 +57,24 @@ class Assembled:
 class Assembler:
     """Assembles files of one folder."""
 
-    def __init__(self, fs: FileSystem, threads: Threads, source: BlockSource, key: bytes) -> None:
-        """Args: `key` is the folder's block id key."""
+    def __init__(
+        self,
+        fs: FileSystem,
+        threads: Threads,
+        source: BlockSource,
+        key: bytes,
+        *,
+        memory_size_max: int = MEMORY_SIZE_MAX,
+    ) -> None:
+        """Args:
+        key: The folder's block id key.
+        memory_size_max: Larger files, in bytes, are assembled on the disk.
+        """
         self._fs = fs
         self._threads = threads
         self._source = source
         self._key = key
+        self._memory_size_max = memory_size_max
         self._promised = 0  # bytes that files on their way in will still take
 
     async def assemble(self, item: ItemId, content: Content) -> Assembled:
@@ -74,7 +86,7 @@ class Assembler:
         """
         assert content.manifest is not None, "small files are inline"
         part = part_path(item, content.digest)
-        if content.size <= MEMORY_SIZE_MAX:
+        if content.size <= self._memory_size_max:
             return await self._bring_together(item, content, part)
         # Before the manifest is walked: a few nodes may claim petabytes.
         free, needed = await self._threads.run(_room, self._fs, part, content.size)
@@ -96,7 +108,7 @@ class Assembler:
             nodes[wanted.block] = data = await self._source.node(wanted)
             walk.feed(data)
         blocks += walk.blocks()
-        if content.size <= MEMORY_SIZE_MAX:
+        if content.size <= self._memory_size_max:
             data = await self._in_memory(blocks, content.size)
             return Assembled(content.digest, data, new_path(item), tuple(blocks), nodes)
         part = part_path(item, content.digest)
@@ -164,6 +176,13 @@ def swap_path(item: ItemId, digest: bytes) -> str:
 def part_path(item: ItemId, digest: bytes) -> str:
     """Where a large content comes together."""
     return f"{TMP}/{item.hex()}-{digest.hex()[:DIGEST_LENGTH]}.part"
+
+
+def remove_parts(fs: FileSystem) -> None:
+    """Remove all that came together in part; only while nothing does."""
+    for entry in fs.scandir(TMP):
+        if entry.name.endswith(".part") and entry.stat.kind is StatKind.FILE:
+            fs.unlink(join(TMP, entry.name))
 
 
 def _largest(blocks: list[tuple[BlockRef, int]]) -> int:

@@ -299,6 +299,10 @@ class FolderEngine:
             self.stop("the folder cannot be looked at; nothing was changed")
             task_status.started()
             await trio.sleep_forever()
+        if not await self._sync_disk():
+            self.stop("its disk cannot be synced; nothing was changed. Is the disk failing?")
+            task_status.started()
+            await trio.sleep_forever()
         for note in (*recover(self.folder, self.fs), *settle_effects(self.folder)):
             self.warn("", note)
         self._mind_removal()
@@ -322,6 +326,15 @@ class FolderEngine:
             for bell in (self.folder.advanced, self.apply.changed, self.scans.done):
                 nursery.start_soon(self._ring_on, bell)
             task_status.started()
+
+    async def _sync_disk(self) -> bool:
+        """See `recover`; False if the disk refuses."""
+        try:
+            await self.threads.run(self.fs.sync)
+        except OSError as error:
+            logger.error("%s cannot be synced: %s", self.path, error)  # noqa: TRY400
+            return False
+        return True
 
     async def _guard(self, service: Callable[[], Awaitable[None]]) -> None:
         """Run a service; start it again if a bug ends it."""

@@ -40,8 +40,14 @@ TMP: Final = ".shoal/tmp"
 HISTORY: Final = ".shoal/history"
 
 
-def recover(folder: Folder, fs: FileSystem) -> list[str]:
-    """Deal with what lies in `.shoal/tmp`; returns what people should know. Runs inline."""
+def recover(folder: Folder, fs: FileSystem, *, memory_size_max: int = MEMORY_SIZE_MAX) -> list[str]:
+    """Deal with what lies in `.shoal/tmp`; returns what people should know. Runs inline.
+
+    `memory_size_max` is the assembler's.
+
+    The caller has called `fs.sync`: what a killed process did last may lie in the kernel's memory
+    only, and the index must not be told of what a power cut can still undo.
+    """
     notes: list[str] = []
     for intent in folder.disk.exchanges():
         _recover_exchange(folder, fs, intent)
@@ -54,11 +60,18 @@ def recover(folder: Folder, fs: FileSystem) -> list[str]:
         elif ending == "new" and item is not None and entry.stat.kind is not StatKind.OTHER:
             fs.unlink(path)
         elif ending == "swap" and entry.stat.kind is not StatKind.OTHER:
-            note = _recover_swap(folder, fs, item, path)
+            note = _recover_swap(folder, fs, item, path, memory_size_max)
             if note is not None:
                 notes.append(note)
+    _sync_ours(fs)
     _register_history(folder, fs)
     return notes
+
+
+def _sync_ours(fs: FileSystem) -> None:
+    """Names first, then the index's words about them."""
+    fs.fsync_directory(HISTORY)
+    fs.fsync_directory(TMP)
 
 
 def _recover_exchange(folder: Folder, fs: FileSystem, intent: Intent) -> None:
@@ -75,6 +88,7 @@ def _recover_exchange(folder: Folder, fs: FileSystem, intent: Intent) -> None:
             return  # it was not exchanged
         if came_out.digest == row.digest:
             fs.rename(swap, displaced)
+            _sync_ours(fs)
         # Else a person was quicker: what came out is put beside the item.
     stat, placed = _lstat(fs, path), _describe(folder, fs, None, path)
     with folder.transaction():
@@ -149,7 +163,9 @@ def _recover_parked(folder: Folder, fs: FileSystem, item: ItemId, name: str) -> 
         put_row(folder, row.moved(PARKED, name), fs.lstat(join(TMP, name)))
 
 
-def _recover_swap(folder: Folder, fs: FileSystem, item: ItemId | None, path: str) -> str | None:
+def _recover_swap(
+    folder: Folder, fs: FileSystem, item: ItemId | None, path: str, memory_size_max: int
+) -> str | None:
     described = _describe(folder, fs, item, path)
     history = join(HISTORY, folder.random.bytes(12).hex())
     if item is not None and described is not None:
@@ -157,7 +173,7 @@ def _recover_swap(folder: Folder, fs: FileSystem, item: ItemId | None, path: str
         if path == swap_path(item, digest):
             # What was to come, not what was displaced: it is in the log, or with whoever sent it.
             shown = folder.tree.row(item)
-            large = shown is not None and shown.content.size > MEMORY_SIZE_MAX
+            large = shown is not None and shown.content.size > memory_size_max
             if large and shown is not None and shown.content.digest == digest:
                 with contextlib.suppress(FileExistsError):
                     fs.rename(path, part_path(item, digest))  # the transfer picks it up again
@@ -185,10 +201,11 @@ def _describe(folder: Folder, fs: FileSystem, item: ItemId | None, path: str) ->
 
 
 def _is_known(folder: Folder, item: ItemId, digest: bytes) -> bool:
+    """True for what the item is or was, here or elsewhere."""
     row = folder.disk.get(item)
     if row is not None and row.digest == digest:
         return True
-    contents = (slot.content for slot in folder.tree.slots(item).values())
+    contents = (slot.content for _, slot in folder.tree.ever_of(item))
     return any(content is not None and content.digest == digest for content in contents)
 
 

@@ -13,12 +13,13 @@ same differences again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import trio
 
+from crdt.errors import WorldError
 from crdt.ids import ROOT, ItemId
 from crdt.slot import Kind
 from node.files.port import FileSystem, Stat, StatKind, join
@@ -27,6 +28,7 @@ from node.index.disk_rows import DiskRow
 from node.ports import Threads
 from node.sync.commit import commit_observed
 from node.sync.describe import describe_all
+from node.sync.durable import sync_found, unsynced
 from node.sync.folder import Folder
 from node.sync.observed import (
     Created,
@@ -369,6 +371,7 @@ class Scan:
         ]
         for row in gone:
             del self._missing[row.item]
+        await self._sync([*batch, *map(Deleted, gone)])
         if gone and await self._may_delete():
             async with self._lock:
                 deleted: list[Observed] = []
@@ -383,6 +386,19 @@ class Scan:
         for item in self._moved:
             self._missing.pop(item, None)
         self._moved.clear()  # their rows say from now on where they are
+
+    async def _sync(self, found: Sequence[Observed]) -> None:
+        """Bring what is about to be published to the disk: see `node.sync.durable`."""
+        if not found:
+            return
+        try:
+            paths = unsynced(self._folder.disk, found)
+            await self._threads.run(sync_found, self._fs, paths)
+        except OSError as error:
+            raise WorldError(
+                f"what changed here could not be synced to the disk ({error.strerror}), so it is "
+                "not sent yet. Nothing was changed; it is tried again."
+            ) from error
 
     def _moved_away(self, row: DiskRow) -> bool:
         """True when the item of `row`, read earlier in this run, was found elsewhere since."""

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import trio
 import trio.testing
@@ -33,6 +34,8 @@ from node.sync.merge import Merges
 from node.sync.merge_inquiry import AssembledTexts
 from node.sync.scan import Scan, ScanReport
 from transport.identity import Identity
+
+B = TypeVar("B", bound="Box")
 
 
 class StepClock:
@@ -80,6 +83,7 @@ class Box:
 
     def __init__(self, seed: int, fs: MemoryFileSystem, clock: StepClock) -> None:
         self.fs = fs
+        self.through: FileSystem | None = None  # what the node goes through, if not `fs` itself
         self.clock = clock
         self.random = SeededRandom(seed)
         self.identity = Identity.from_seed(self.random.bytes(32))
@@ -103,10 +107,15 @@ class Box:
         )
         self.intake = Intake(self.folder)
         self.lock = trio.Lock()
-        self.sealed = SealedBlocks(self.folder, self.fs, InlineThreads())
+        self.sealed = SealedBlocks(self.folder, self.port, InlineThreads())
         self.history = History(
-            self.folder, self.fs, InlineThreads(), self.sealed, allowed=self._always
+            self.folder, self.port, InlineThreads(), self.sealed, allowed=self._always
         )
+
+    @property
+    def port(self) -> FileSystem:
+        """What the node goes through; people go through `fs`."""
+        return self.through or self.fs
 
     async def _always(self) -> bool:
         return True
@@ -120,8 +129,12 @@ class Box:
                 path = box.folder.disk.path(place.item)
                 if path is None:
                     continue
-                with box.fs.open_read(path) as handle:
-                    data = read_block(handle, box.folder.block_key, ref, place.offset)
+                disk = self.port if box is self else box.fs
+                try:
+                    with disk.open_read(path) as handle:
+                        data = read_block(handle, self.folder.block_key, ref, place.offset)
+                except OSError:
+                    continue
                 if data is not None:
                     self.fetched += box is not self
                     return data
@@ -148,7 +161,7 @@ class Box:
 
         return Scan(
             self.folder,
-            self.fs,
+            self.port,
             InlineThreads(),
             self.lock,
             ignored=lambda path, _: path.split("/")[0] == ".shoal",
@@ -170,12 +183,16 @@ class Box:
             self.intake.receive([row.entry for row in rows])
             assert self.folder.have != before, "no entry was taken"
 
+    def make_assembler(self, fs: FileSystem) -> Assembler:
+        """What brings files together on `fs`."""
+        return Assembler(fs, InlineThreads(), self, self.folder.block_key)
+
     async def apply(self, fs: FileSystem | None = None) -> Apply:
         """Carry out what is pending, until nothing moves."""
-        assembler = Assembler(fs or self.fs, InlineThreads(), self, self.folder.block_key)
+        assembler = self.make_assembler(fs or self.port)
         merges = Merges(
             self.folder,
-            fs or self.fs,
+            fs or self.port,
             InlineThreads(),
             self.lock,
             AssembledTexts(assembler),
@@ -186,7 +203,7 @@ class Box:
         )
         service = Apply(
             self.folder,
-            fs or self.fs,
+            fs or self.port,
             InlineThreads(),
             self.lock,
             assembler,
@@ -198,7 +215,7 @@ class Box:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(merges.serve)
             nursery.start_soon(service.serve)
-            await trio.testing.wait_all_tasks_blocked(0.001)
+            await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
         return service
 
@@ -229,7 +246,7 @@ class Box:
     async def look_again(self) -> None:
         """At what was displaced, as often as the node does in an hour."""
         service = Afterlook(
-            self.folder, self.fs, InlineThreads(), self.lock,
+            self.folder, self.port, InlineThreads(), self.lock,
             noted=Bell(), found=lambda path, _: self.dirty.append(path),
         )  # fmt: skip
         now_ns = self.clock.now_ns
@@ -262,7 +279,11 @@ def boxes(
         MemoryFileSystem(clock=clock.wall_ns, personality=personality)
         for personality in (*personalities, *[Personality()] * (count - len(personalities)))
     ]
-    made = [Box(number, fs, clock) for number, fs in enumerate(disks, 1)]
+    return members([Box(number, fs, clock) for number, fs in enumerate(disks, 1)])
+
+
+def members(made: list[B]) -> list[B]:
+    """Make devices members of one folder."""
     owner = made[0]
     folder, ops = genesis_ops(
         owner.identity.device,

@@ -41,7 +41,8 @@ from typing import Final
 
 from crdt.errors import PeerError
 from crdt.ids import BlockId, DeviceId
-from transport.messages import REQUEST_MAX, WANT_MAX, Want
+from transport.fields import REQUEST_MAX, WANT_MAX
+from transport.messages import Want
 
 IN_FLIGHT_MAX: Final = WANT_MAX // 2  # blocks outstanding at one peer, urgent and bulk each
 BULK_SIZE_MAX: Final = 8 * 1024 * 1024  # bytes of bulk outstanding at one peer; bounds our memory

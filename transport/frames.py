@@ -42,6 +42,18 @@ from transport.messages import (
     Refused,
     Want,
 )
+from transport.relay_messages import (
+    Depot,
+    Drop,
+    Here,
+    Host,
+    Hosting,
+    Lacking,
+    Offer,
+    OpenDeposits,
+    Put,
+    Stored,
+)
 
 HEADER_SIZE: Final = 5
 OPTIONAL_TYPE_MIN: Final = 128
@@ -53,20 +65,29 @@ CONTROL: Final[frozenset[MessageType]] = frozenset({Hello, Have, Entries, Ack, B
 """What a control stream carries, either way."""
 WANTS: Final[frozenset[MessageType]] = frozenset({Want, Locate})
 """What a block stream carries from its opener, once open."""
-BLOCKS: Final[frozenset[MessageType]] = frozenset({Block, Missing, Located})
+BLOCKS: Final[frozenset[MessageType]] = frozenset({Block, Missing, Located, Here})
 """What a block stream carries to its opener."""
 ADMISSION: Final[frozenset[MessageType]] = frozenset({Admitted, Refused})
 """What a join stream carries to its opener."""
-OPENERS: Final[frozenset[MessageType]] = frozenset({Hello, OpenBlocks, Join})
+HOSTING: Final[frozenset[MessageType]] = frozenset({Hosting, Refused})
+"""What a hosting stream carries to its opener."""
+DEPOSITS: Final[frozenset[MessageType]] = frozenset({Offer, Put, Drop})
+"""What a deposit stream carries from its opener, once open."""
+RECEIPTS: Final[frozenset[MessageType]] = frozenset({Depot, Lacking, Stored, Refused})
+"""What a deposit stream carries to its opener."""
+OPENERS: Final[frozenset[MessageType]] = frozenset({Hello, OpenBlocks, Join, Host, OpenDeposits})
 """What an accepted stream begins with."""
 
 _FOLLOWING: Final[dict[MessageType, frozenset[MessageType]]] = {
     Hello: CONTROL,
     OpenBlocks: WANTS,
     Join: frozenset(),
+    Host: frozenset(),
+    OpenDeposits: DEPOSITS,
 }
 _TYPES: Final[dict[int, MessageType]] = {
-    kind.type: kind for kind in CONTROL | WANTS | BLOCKS | ADMISSION | OPENERS
+    kind.type: kind
+    for kind in CONTROL | WANTS | BLOCKS | ADMISSION | OPENERS | HOSTING | DEPOSITS | RECEIPTS
 }
 
 

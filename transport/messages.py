@@ -6,45 +6,59 @@ aside (a newer version may add some). Entries and sealed blocks are opaque bytes
 become bytes of a stream is `transport.frames`; docs/protocol.md lists them all.
 
 The first message on a stream says what the stream is for: `Hello` a folder's control stream,
-`OpenBlocks` a block stream, `Join` a join stream.
+`OpenBlocks` a block stream, `Join` a join stream; a relay's own are in `transport.relay_messages`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Self, TypeVar
+from typing import Any, ClassVar, Final, Self
 
 from crdt.entry import ENTRY_SIZE_MAX, HASH_SIZE
-from crdt.errors import PeerError
 from crdt.ids import BlockId, DeviceId, FolderId
 from crdt.roster_ops import Join as JoinOp
 from crdt.roster_ops import check_device_name
+from crdt.seal import KEY_SIZE, SIGNATURE_SIZE
 from crdt.version_vector import DEVICES_MAX, EMPTY, VersionVector
+from transport.fields import (
+    PROTOCOL_VERSION,
+    REQUEST_MAX,
+    SEALED_BLOCK_SIZE_MAX,
+    BlockList,
+    check_range,
+    check_text,
+    check_version,
+    get,
+    get_all,
+)
+from transport.relay_messages import (
+    Depot,
+    Drop,
+    Here,
+    Host,
+    Hosting,
+    Lacking,
+    Offer,
+    OpenDeposits,
+    Put,
+    Stored,
+)
 
-PROTOCOL_VERSION: Final = 1  # changes with any change that an old node would misunderstand
-AGENT_SIZE_MAX: Final = 64  # bytes; program and version, for people who look at logs
 REASON_SIZE_MAX: Final = 200  # bytes; a sentence, as in a connection's close
 CODE_MAX: Final = 0xFFFF  # codes of `transport.link.CloseCode`; a newer peer may know more
 ENTRIES_MAX: Final = 1024  # entries in one message; a batch of small ones stays below its size
 BATCH_SIZE_MAX: Final = 4 * 1024 * 1024  # bytes of several entries in one message
-WANT_MAX: Final = 64  # blocks in one request; all that may be outstanding at one peer
-REQUEST_MAX: Final = 2**32 - 1
-SEALED_BLOCK_SIZE_MAX: Final = 4 * 1024 * 1024 * 9 // 8 + 1024  # Padmé adds 12 % at most, and seal
+
+AGENT_SIZE_MAX: Final = 64  # bytes; program and version, for people who look at logs
 
 _KIB: Final = 1024
 _STATE_SIZE_MAX: Final = 192 * _KIB  # two version vectors (45 KB each) and 1,024 hashes (72 KB)
 _ENTRIES_SIZE_MAX: Final = ENTRY_SIZE_MAX + 64 * _KIB  # one of the largest, or a batch
 
 
-class VersionError(PeerError):
-    """The peer speaks another version of the protocol. One of the two needs an update."""
-
-
 Heads = Mapping[DeviceId, bytes]
 """The hash of each device's last entry, at the seq that the `have` beside it names."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +73,7 @@ class Hello:
 
     def __post_init__(self) -> None:
         check_device_name(self.name)
-        _check_text("agent", self.agent, AGENT_SIZE_MAX)
+        check_text("agent", self.agent, AGENT_SIZE_MAX)
 
     def to_wire(self) -> dict[str, Any]:
         """See the module."""
@@ -73,9 +87,9 @@ class Hello:
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Self:
         """See the module. Raises VersionError for another protocol version."""
-        _check_version(wire)
-        folder = FolderId(_get(wire, "folder", bytes))
-        return cls(folder, _get(wire, "name", str), _get(wire, "agent", str))
+        check_version(wire)
+        folder = FolderId(get(wire, "folder", bytes))
+        return cls(folder, get(wire, "name", str), get(wire, "agent", str))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +147,7 @@ class Ack(_State):
     def __post_init__(self) -> None:
         # Slotted dataclasses are made anew, so a bare super() would look into the old class.
         _State.__post_init__(self)
-        _check_range("settled", self.settled, REQUEST_MAX)
+        check_range("settled", self.settled, REQUEST_MAX)
 
     def to_wire(self) -> dict[str, Any]:
         """See the module."""
@@ -142,7 +156,7 @@ class Ack(_State):
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Self:
         """See the module."""
-        return cls(*_get_state(wire), _get(wire, "settled", int))
+        return cls(*_get_state(wire), get(wire, "settled", int))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +186,7 @@ class Entries(_EntryList):
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Self:
         """See the module."""
-        return cls(tuple(_get_all(wire, "entries", bytes, ENTRIES_MAX)))
+        return cls(tuple(get_all(wire, "entries", bytes, ENTRIES_MAX)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +197,8 @@ class _Verdict:
     reason: str
 
     def __post_init__(self) -> None:
-        _check_range("code", self.code, CODE_MAX)
-        _check_text("reason", self.reason, REASON_SIZE_MAX)
+        check_range("code", self.code, CODE_MAX)
+        check_text("reason", self.reason, REASON_SIZE_MAX)
 
     def to_wire(self) -> dict[str, Any]:
         """See the module."""
@@ -193,7 +207,7 @@ class _Verdict:
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Self:
         """See the module."""
-        return cls(_get(wire, "code", int), _get(wire, "reason", str))
+        return cls(get(wire, "code", int), get(wire, "reason", str))
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,38 +233,12 @@ class OpenBlocks:
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Self:
         """See the module. Raises VersionError for another protocol version."""
-        _check_version(wire)
-        return cls(FolderId(_get(wire, "folder", bytes)))
+        check_version(wire)
+        return cls(FolderId(get(wire, "folder", bytes)))
 
 
 @dataclass(frozen=True, slots=True)
-class _BlockList:
-    """Some blocks of one request."""
-
-    request: int
-    blocks: tuple[BlockId, ...]
-    count_min: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        _check_range("request", self.request, REQUEST_MAX)
-        if not self.count_min <= len(self.blocks) <= WANT_MAX:
-            raise ValueError(f"a message names 1 to {WANT_MAX} blocks")
-        if len(set(self.blocks)) != len(self.blocks):
-            raise ValueError("a message names each block once")
-
-    def to_wire(self) -> dict[str, Any]:
-        """See the module."""
-        return {"request": self.request, "blocks": list(self.blocks)}
-
-    @classmethod
-    def from_wire(cls, wire: dict[str, Any]) -> Self:
-        """See the module."""
-        blocks = tuple(BlockId(block) for block in _get_all(wire, "blocks", bytes, WANT_MAX))
-        return cls(_get(wire, "request", int), blocks)
-
-
-@dataclass(frozen=True, slots=True)
-class Want(_BlockList):
+class Want(BlockList):
     """Send me these blocks, in this order."""
 
     type: ClassVar[int] = 17
@@ -259,32 +247,46 @@ class Want(_BlockList):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block that was wanted, sealed."""
+    """One block that was wanted, sealed.
+
+    A relay, which cannot look into it, adds who deposited it, with that device's statement
+    (`crdt.deposit`); both are empty from anybody else.
+    """
 
     request: int
     block: BlockId
     sealed: bytes = field(repr=False)
+    depositor: bytes = b""
+    signature: bytes = b""
     type: ClassVar[int] = 18
-    size_max: ClassVar[int] = SEALED_BLOCK_SIZE_MAX + 128
+    size_max: ClassVar[int] = SEALED_BLOCK_SIZE_MAX + 320
 
     def __post_init__(self) -> None:
-        _check_range("request", self.request, REQUEST_MAX)
+        check_range("request", self.request, REQUEST_MAX)
         if not 0 < len(self.sealed) <= SEALED_BLOCK_SIZE_MAX:
             raise ValueError(f"a sealed block has 1 to {SEALED_BLOCK_SIZE_MAX} bytes")
+        if (len(self.depositor), len(self.signature)) not in {(0, 0), (KEY_SIZE, SIGNATURE_SIZE)}:
+            raise ValueError("a statement has a device and its signature")
 
     def to_wire(self) -> dict[str, Any]:
         """See the module."""
-        return {"request": self.request, "block": self.block, "sealed": self.sealed}
+        wire = {"request": self.request, "block": self.block, "sealed": self.sealed}
+        if self.depositor:
+            wire |= {"depositor": self.depositor, "signature": self.signature}
+        return wire
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Self:
         """See the module."""
-        block = BlockId(_get(wire, "block", bytes))
-        return cls(_get(wire, "request", int), block, _get(wire, "sealed", bytes))
+        block = BlockId(get(wire, "block", bytes))
+        stated = (b"", b"")
+        if "depositor" in wire or "signature" in wire:
+            stated = get(wire, "depositor", bytes), get(wire, "signature", bytes)
+        return cls(get(wire, "request", int), block, get(wire, "sealed", bytes), *stated)
 
 
 @dataclass(frozen=True, slots=True)
-class Missing(_BlockList):
+class Missing(BlockList):
     """Blocks that were wanted and are not here."""
 
     type: ClassVar[int] = 19
@@ -292,7 +294,7 @@ class Missing(_BlockList):
 
 
 @dataclass(frozen=True, slots=True)
-class Locate(_BlockList):
+class Locate(BlockList):
     """Which of these blocks could you send me?"""
 
     type: ClassVar[int] = 20
@@ -300,7 +302,7 @@ class Locate(_BlockList):
 
 
 @dataclass(frozen=True, slots=True)
-class Located(_BlockList):
+class Located(BlockList):
     """Answer to `Locate`: the blocks that are not here, as for `Missing`; perhaps none."""
 
     type: ClassVar[int] = 21
@@ -329,13 +331,13 @@ class Join:
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Self:
         """See the module. Raises VersionError for another protocol version."""
-        _check_version(wire)
-        match _get(wire, "op", list):
+        check_version(wire)
+        match get(wire, "op", list):
             case [JoinOp.tag, bytes(key), bytes(device), str(name), bytes(first), bytes(second)]:
                 op = JoinOp(DeviceId(key), DeviceId(device), name, first, second)
             case _:
                 raise ValueError("malformed join")
-        return cls(FolderId(_get(wire, "folder", bytes)), op)
+        return cls(FolderId(get(wire, "folder", bytes)), op)
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,8 +355,8 @@ class Admitted(_EntryList):
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Self:
         """See the module."""
-        entries = tuple(_get_all(wire, "entries", bytes, ENTRIES_MAX))
-        return cls(entries, _get(wire, "more", bool))
+        entries = tuple(get_all(wire, "entries", bytes, ENTRIES_MAX))
+        return cls(entries, get(wire, "more", bool))
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,6 +382,16 @@ Message = (
     | Join
     | Admitted
     | Refused
+    | Here
+    | Host
+    | Hosting
+    | OpenDeposits
+    | Depot
+    | Offer
+    | Lacking
+    | Put
+    | Stored
+    | Drop
 )
 
 
@@ -395,45 +407,10 @@ def plain_reason(text: str) -> str:
     return printable.encode(errors="replace")[:REASON_SIZE_MAX].decode(errors="ignore")
 
 
-def _check_version(wire: dict[str, Any]) -> None:
-    """The first thing looked at: all else may mean something else in another version."""
-    version = _get(wire, "version", int)
-    if version != PROTOCOL_VERSION:
-        raise VersionError(
-            f"speaks protocol version {version}, we speak {PROTOCOL_VERSION}; "
-            "the older of the two needs an update"
-        )
-
-
-def _check_text(what: str, text: str, size_max: int) -> None:
-    # Surrogates are not printable, so what is left can be encoded.
-    if not text.isprintable() or len(text.encode()) > size_max:
-        raise ValueError(f"{what} is at most {size_max} bytes of printable text")
-
-
-def _check_range(what: str, value: int, high: int) -> None:
-    if type(value) is not int or not 0 <= value <= high:
-        raise ValueError(f"{what} is an integer in 0..{high}, got {value!r}")
-
-
-def _get(wire: dict[str, Any], name: str, kind: type[T]) -> T:
-    value = wire.get(name)
-    if type(value) is not kind:  # exactly: True is no integer here
-        raise ValueError(f"'{name}' is missing or no {kind.__name__}")
-    return value
-
-
-def _get_all(wire: dict[str, Any], name: str, kind: type[T], count_max: int) -> list[T]:
-    values = _get(wire, name, list)
-    if len(values) > count_max or any(type(value) is not kind for value in values):
-        raise ValueError(f"'{name}' holds at most {count_max} {kind.__name__}")
-    return values
-
-
 def _get_state(wire: dict[str, Any]) -> tuple[VersionVector, VersionVector, dict[DeviceId, bytes]]:
     heads: dict[DeviceId, bytes] = {}
     previous = b""
-    for pair in _get_all(wire, "heads", list, DEVICES_MAX):
+    for pair in get_all(wire, "heads", list, DEVICES_MAX):
         match pair:
             case [bytes(device), bytes(head)] if device > previous:
                 heads[DeviceId(device)] = head

@@ -10,7 +10,8 @@ from collections import deque
 
 from crdt.errors import PeerError
 from crdt.ids import BlockId
-from transport.messages import WANT_MAX, Want
+from transport.fields import WANT_MAX
+from transport.messages import Want
 
 
 class Supplier:

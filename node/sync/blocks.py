@@ -30,10 +30,10 @@ from node.ports import Threads
 from node.sync.bell import Bell
 from node.sync.folder import Folder
 from transport.fetch import Deliver, Effect, Fetcher, FetchStatistics, Request, priority_of
+from transport.fields import WANT_MAX
 from transport.frames import BLOCKS, FrameDecoder, encode
 from transport.link import Connection, LinkClosedError, Stream
 from transport.messages import (
-    WANT_MAX,
     Block,
     Locate,
     Located,

@@ -24,9 +24,9 @@ from node.sync.admit import serve_join
 from node.sync.bell import Bell
 from node.sync.engine import FolderEngine
 from node.sync.sessions import run_member
+from transport.fields import VersionError
 from transport.identity import Identity
 from transport.link import Address, CloseCode, Connection, DialError, Link, LinkClosedError
-from transport.messages import VersionError
 
 logger = logging.getLogger("shoal.connections")
 

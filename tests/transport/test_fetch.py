@@ -30,7 +30,8 @@ from transport.fetch import (
     Unavailable,
     priority_of,
 )
-from transport.messages import WANT_MAX, Want
+from transport.fields import WANT_MAX
+from transport.messages import Want
 from transport.supply import Supplier
 
 KIB, MIB = 1024, 1024 * 1024

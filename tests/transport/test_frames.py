@@ -15,13 +15,17 @@ from crdt.errors import PeerError
 from crdt.ids import BlockId, DeviceId, FolderId
 from crdt.roster_ops import Join as JoinOp
 from crdt.version_vector import COUNTER_MAX, DEVICES_MAX, EMPTY, VersionVector
+from transport.fields import SEALED_BLOCK_SIZE_MAX, WANT_MAX, VersionError
 from transport.frames import (
     ADMISSION,
     BLOCKS,
     CONTROL,
+    DEPOSITS,
     HEADER_SIZE,
+    HOSTING,
     OPENERS,
     OPTIONAL_SIZE_MAX,
+    RECEIPTS,
     WANTS,
     FrameDecoder,
     MessageType,
@@ -30,8 +34,6 @@ from transport.frames import (
 from transport.messages import (
     BATCH_SIZE_MAX,
     ENTRIES_MAX,
-    SEALED_BLOCK_SIZE_MAX,
-    WANT_MAX,
     Ack,
     Admitted,
     Block,
@@ -46,10 +48,22 @@ from transport.messages import (
     Missing,
     OpenBlocks,
     Refused,
-    VersionError,
     Want,
     delta,
     plain_reason,
+)
+from transport.relay_messages import (
+    Depot,
+    Drop,
+    Here,
+    Host,
+    Hosting,
+    Lacking,
+    Offer,
+    OpenDeposits,
+    Place,
+    Put,
+    Stored,
 )
 
 FOLDER = FolderId(b"f" * 32)
@@ -57,6 +71,7 @@ ONE, TWO = DeviceId(b"1" * 32), DeviceId(b"2" * 32)
 VECTOR = VersionVector({ONE: 7, TWO: 1})
 BLOCK_IDS = (BlockId(b"b" * 32), BlockId(b"a" * 32))
 JOIN = Join(FOLDER, JoinOp(ONE, TWO, "alice/laptop", b"s" * 64, b"t" * 64))
+PLACE = Place(b"g" * 16, 7, b"m" * 16)
 EXAMPLES: list[Message] = [
     Hello(FOLDER, "alice/laptop", "shoal 0.1"),
     Have(VECTOR, VersionVector({ONE: 6}), {ONE: b"h" * 32}),
@@ -72,8 +87,19 @@ EXAMPLES: list[Message] = [
     JOIN,
     Admitted((b"one",), more=True),
     Refused(2, "used"),
+    Block(3, BLOCK_IDS[0], b"sealed", bytes(ONE), b"s" * 64),
+    Here(0, BLOCK_IDS),
+    Host(FOLDER, "token"),
+    Hosting("relay"),
+    OpenDeposits(FOLDER, PLACE),
+    Depot(PLACE, continues=True),
+    Offer(5, BLOCK_IDS),
+    Lacking(5, (), "full"),
+    Put(5, BLOCK_IDS[0], b"sealed", b"s" * 64),
+    Stored(5, PLACE),
+    Drop(BLOCK_IDS, VECTOR, b"s" * 64),
 ]
-STREAMS = (CONTROL, WANTS, BLOCKS, ADMISSION, OPENERS)
+STREAMS = (CONTROL, WANTS, BLOCKS, ADMISSION, OPENERS, HOSTING, DEPOSITS, RECEIPTS)
 examples = pytest.mark.parametrize("message", EXAMPLES, ids=lambda one: type(one).__name__)
 
 

@@ -247,6 +247,10 @@ class Fetcher:
             want = self._wants.get(block)
             if want is not None and want.holder in {None, device} and not want.shared:
                 effects += self._offer(want, now)
+        for block in list(self._own):  # those that only this peer had been left to be asked for
+            want = self._wants[block]
+            if want.retry_at_s is None and all(d in want.lacks for d in self._peers):
+                effects += self._offer(want, now)
         return effects + self._fill(now)
 
     def has(self, device: DeviceId, block: BlockId, *, now: float) -> list[Effect]:

@@ -77,12 +77,14 @@ async def serve_join(connection: Connection, engine: FolderEngine, clock: Clock)
                 engine.folder.commit_roster([request.op])
                 logger.info("admitted device %s (%s)", request.op.device.short, request.op.name)
                 engine.roster_changed()
-            await _send_roster(stream.send_all, engine.folder.roster_entries)
+            for message in roster_messages(engine.folder.roster_entries):
+                await stream.send_all(encode(message))
         await stream.send_eof()
         await connection.wait_closed()
 
 
-async def _send_roster(send: object, entries: Sequence[bytes]) -> None:
+def roster_messages(entries: Sequence[bytes]) -> list[Admitted]:
+    """The answer to a join: roster entries in as many messages as they need."""
     batch: list[bytes] = []
     size = 0
     batches: list[tuple[bytes, ...]] = []
@@ -93,8 +95,7 @@ async def _send_roster(send: object, entries: Sequence[bytes]) -> None:
         batch.append(entry)
         size += len(entry)
     batches.append(tuple(batch))
-    for number, part in enumerate(batches, 1):
-        await send(encode(Admitted(part, more=number < len(batches))))  # type: ignore[operator]
+    return [Admitted(part, more=number < len(batches)) for number, part in enumerate(batches, 1)]
 
 
 async def ask_to_join(

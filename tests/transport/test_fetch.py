@@ -456,3 +456,20 @@ def test_a_supplier_answers_in_order_and_holds_the_peer_to_its_credit() -> None:
     supplier.answered()
     assert supplier.next() == (1, block(2))
     supplier.wanted(Want(3, (block(3),)))
+
+
+def test_what_only_the_lost_peer_was_left_for_is_asked_again() -> None:
+    """TWO has no credit when ONE says that it lacks block 0, and goes: ONE may have it later."""
+    driver = Driver()
+    driver.add(ONE, [])
+    for number in range(2 * IN_FLIGHT_MAX):
+        driver.want(number, 1, BULK)
+    driver.add(TWO, [])
+    driver.tick()
+    driver.answer(ONE, urgent=False)
+    driver.remove(TWO)
+    driver.sources[ONE].holds = None
+    for _ in range(10):
+        driver.answer_all()
+        driver.tick(10.0)
+    assert not driver.fetcher.statistics().wanted

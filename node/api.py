@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from crdt.errors import CallerError
+from crdt.roster_ops import Add
+from crdt.roster_ops import Role as RosterRole
 from node.control.facade import (
     Damage,
     Event,
@@ -32,7 +34,9 @@ from node.history.settings import save_policy
 from node.open_folder import OpenFolder
 from node.people import PeopleApi
 from node.sync.engine import FolderEngine
+from node.sync.relays import bring_folder
 from node.sync.verify import NOT_MENDED, verify_folder
+from transport.link import Address
 
 if TYPE_CHECKING:
     pass
@@ -115,6 +119,22 @@ class Api(PeopleApi):
         return self._node.events.subscribe()
 
     # --- what people do -------------------------------------------------------------------------
+
+    async def add_relay(self, directory: str, *, address: str, token: str) -> str:
+        """See `NodeFacade`."""
+        node, engine = self._node, self._find(directory).engine
+        roster, where = engine.folder.roster, Address.from_text(address)
+        if roster.role(node.identity.device) is not RosterRole.OWNER:
+            raise CallerError("only an owner of the folder can add a relay; nothing was changed")
+        device = await bring_folder(node.link, where, engine.folder.id, token)
+        known = roster.members.get(device)
+        if known is not None and known.role is not RosterRole.RELAY:
+            raise CallerError(f"the device at {where} is a member already; nothing was changed")
+        if known is None or known.name != str(where):
+            engine.folder.commit_roster([Add(device, RosterRole.RELAY, str(where))])
+        engine.roster_changed()
+        await node.connections.redial(device)
+        return device.text
 
     async def wait(self, directory: str, *, devices: int, timeout_s: float) -> WaitResult:
         """See `NodeFacade`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -50,6 +51,8 @@ logger = logging.getLogger("shoal.app")
 DEFAULT_PORT: Final = 22071  # unassigned at IANA
 THREADS_MAX: Final = 8  # workers for files and hashes; more would only wait for the disk
 JOIN_TIMEOUT_S: Final = 30.0
+JOIN_STAGGER_S: Final = 0.5  # between asking at one address and at the next one
+_LAST_WORD: Final = frozenset({CloseCode.INVITATION_USED, CloseCode.INVITATION_EXPIRED})
 JOIN_PAUSE_S: Final = 0.5  # between two rounds over the addresses
 LOG_LINES_MAX: Final = 2_000
 PEERS_KEPT_MAX: Final = 16  # addresses remembered for each folder, the newest first
@@ -110,6 +113,8 @@ class Node:
         self.stop = trio.Event()
         self.listening: Address | None = None
         self.identity: Identity
+        self.link: QuicLink
+        self.connections: Connections
         self._engines: dict[FolderId, FolderEngine] = {}
         self._candidates = Candidates()
         self._found: set[Address] = set()  # by discovery, for a join
@@ -205,6 +210,7 @@ class Node:
                     ) from error
                 continue
             self.listening = link.address
+            self.link, self.connections = link, connections
             return link, connections
         raise AssertionError("the last try returns or raises")
 
@@ -240,18 +246,9 @@ class Node:
         entries: list[bytes] | None = None
         with trio.move_on_after(JOIN_TIMEOUT_S):
             while entries is None:
-                for address in sorted(addresses | self._found):
-                    try:
-                        entries = await ask_to_join(
-                            link, address, invitation, self.identity, self.options.name
-                        )
-                        break
-                    except DialError as error:
-                        reasons[str(address)] = error.reason
-                        _raise_if_refused(error)
-                    except PeerError as error:
-                        reasons[str(address)] = str(error)
-                else:
+                places = sorted(addresses | self._found)
+                entries = await self._ask_to_join(link, places, invitation, reasons)
+                if entries is None:
                     await trio.sleep(JOIN_PAUSE_S)
         if entries is None:
             tried = "; ".join(f"{where}: {why}" for where, why in sorted(reasons.items()))
@@ -273,6 +270,47 @@ class Node:
         for address in addresses:
             self._candidates.add(address, Source.INVITATION, trio.current_time())
         return config
+
+    async def _ask_to_join(
+        self,
+        link: QuicLink,
+        places: Sequence[Address],
+        invitation: Invitation,
+        reasons: dict[str, str],
+    ) -> list[bytes] | None:
+        """Ask at each address, one soon after the other: those before may be asleep. The first
+        that admits us counts; `reasons` gets why the others do not.
+        """
+        answers: list[list[bytes]] = []
+        refused: list[DialError | InvitationError] = []
+
+        async def ask(address: Address) -> None:
+            me = self.identity, self.options.name
+            try:
+                answers.append(await ask_to_join(link, address, invitation, *me))
+            except InvitationError as error:
+                refused.append(error)
+            except DialError as error:
+                reasons[str(address)] = error.reason
+                refused.append(error)
+                if error.code not in _LAST_WORD:
+                    return  # it sleeps; or it is a relay that was wiped, and another knows us
+            except PeerError as error:
+                reasons[str(address)] = str(error)
+                return
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for address in places:
+                nursery.start_soon(ask, address)
+                await trio.sleep(JOIN_STAGGER_S)
+        if answers:
+            return answers[0]
+        for error in refused:
+            if isinstance(error, InvitationError):
+                raise error
+            _raise_if_refused(error)
+        return None
 
     async def _open(
         self, config: FolderConfig, nursery: trio.Nursery, connections: Connections

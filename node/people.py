@@ -23,6 +23,7 @@ from node.control.facade import DeviceInfo, InvitationInfo, Role
 from node.history.answers import time_text
 from node.open_folder import OpenFolder
 from node.sync.engine import FolderEngine
+from node.sync.relays import relay_addresses
 from transport.identity import Identity
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class PeopleApi:
             folder=folder.id,
             secret=secret,
             inviter=node.identity.device,
-            addresses=self._addresses(),
+            addresses=self._addresses(folder.roster),
             folder_name="".join(c for c in Path(engine.path).name if c.isprintable())[:60],
         )
         op = invite_op(
@@ -100,7 +101,13 @@ class PeopleApi:
         self._write(engine, [op])
         return invitation.text
 
-    def _addresses(self) -> tuple[tuple[str, int], ...]:
+    def _addresses(self, roster: Roster) -> tuple[tuple[str, int], ...]:
+        """Where a new device can knock: here, and at the relays, which do not sleep."""
+        relays = [(at.host, at.port) for at in relay_addresses(roster).values()]
+        own = self._own_addresses()[: max(1, ADDRESSES_MAX - len(relays))]
+        return (*own, *relays)[:ADDRESSES_MAX]
+
+    def _own_addresses(self) -> tuple[tuple[str, int], ...]:
         listening = self._node.listening
         assert listening is not None, "a running node listens"
         if listening.host not in {"0.0.0.0", "::"}:  # noqa: S104

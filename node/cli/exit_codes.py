@@ -25,6 +25,7 @@ EXIT_CODES: Final = {
     13: "The directory cannot be synced: it is a file, not writable, or in no or another folder.",
     14: "No member of the folder answered, so joining was not possible.",
     15: "The address to listen on is in use.",
+    16: "The relay does not take the folder, or cannot be reached.",
     20: "Stored data is damaged, such as the identity file. It was left as it is.",
     30: "The machine refused: disk full, permission denied, no such address.",
     31: "The node runs but did not answer in time.",

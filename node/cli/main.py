@@ -22,6 +22,7 @@ from node.cli import (
     keep,
     logs,
     pause,
+    relay,
     remove,
     restore,
     resume,
@@ -57,6 +58,7 @@ VERBS: Final = (
     pause.pause,
     resume.resume,
     logs.logs,
+    relay.relay,
 )
 
 

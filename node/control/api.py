@@ -2,6 +2,7 @@
 
     GET  /status                                            GET  /logs?lines=
     GET  /events   server-sent events                       POST /shutdown
+    POST /relay    {dir, address, token?}
     POST /invite   {dir, role?, uses?, expires_s?}          POST /wait  {dir, devices, timeout_s}
     POST /people/VERB {dir, ...}, see `node.control.people`
     POST /verify, /pause, /resume, /trash   {dir}
@@ -69,6 +70,7 @@ def create_app(facade: NodeFacade) -> ASGIApp:
         Route("/logs", _careful(api.logs), methods=get),
         Route("/events", _careful(api.events), methods=get),
         Route("/invite", _careful(api.invite), methods=post),
+        Route("/relay", _careful(api.relay), methods=post),
         Route("/wait", _careful(api.wait), methods=post),
         Route("/verify", _careful(api.verify), methods=post),
         Route("/history", _careful(api.history), methods=post),
@@ -130,6 +132,15 @@ class _Api:
             ),
         )
         return _answer({"invitation": text})
+
+    async def relay(self, request: Request) -> Response:
+        body = await _body(request)
+        device = await self._facade.add_relay(
+            _directory(body.get("dir")),
+            address=str(body.get("address", "")),
+            token=str(body.get("token", "")),
+        )
+        return _answer({"relay": device})
 
     async def wait(self, request: Request) -> Response:
         body = await _body(request)

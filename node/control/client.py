@@ -100,6 +100,15 @@ class ControlClient:
         """See `NodeFacade.keep`; `changes` are its arguments."""
         return _read(KeepResult, self._call("POST", "/keep", {"dir": str(directory), **changes}))
 
+    def add_relay(self, directory: Path, *, address: str, token: str) -> str:
+        """See `NodeFacade.add_relay`."""
+        body: dict[str, object] = {"dir": str(directory), "address": address, "token": token}
+        return _read(str, self._call("POST", "/relay", body).get("relay"))
+
+    def relay_stats(self) -> dict[str, Any]:
+        """What a relay that runs with this home says of itself."""
+        return self._call("GET", "/stats")
+
     def pause(self, directory: Path) -> None:
         """See `NodeFacade.pause`."""
         self._call("POST", "/pause", {"dir": str(directory)})

@@ -302,6 +302,10 @@ class NodeFacade(PeopleFacade, Protocol):
         """Write an invitation into the roster; returns its text once that is durable."""
         ...
 
+    async def add_relay(self, directory: str, *, address: str, token: str) -> str:
+        """Let the relay at `address` (HOST:PORT) keep the folder; returns its device."""
+        ...
+
     async def wait(self, directory: str, *, devices: int, timeout_s: float) -> WaitResult:
         """Return when `devices` devices hold the current state, or when the time is over.
 

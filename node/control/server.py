@@ -56,7 +56,7 @@ async def serve_control(
             async with trio.open_nursery() as nursery:
                 for listener, served in ((unix, app), (tcp, guarded)):
                     listener.listen(BACKLOG)
-                    nursery.start_soon(_serve, listener, served)
+                    nursery.start_soon(serve_app, listener, served)
                 address.save(home)
                 task_status.started(address)
         finally:
@@ -80,7 +80,8 @@ class _HurriedStream:
         raise trio.BrokenResourceError("the program on the other side stopped reading")
 
 
-async def _serve(listener: socket.socket, app: ASGIApp) -> None:
+async def serve_app(listener: socket.socket, app: ASGIApp) -> None:
+    """Serve `app` to whoever connects to a listening socket, until cancelled."""
     config = Config()
     config.errorlog = logger
     config.h11_max_incomplete_size = HEADERS_SIZE_MAX

@@ -146,6 +146,17 @@ CREATE TABLE without_effect (         -- tree entries in the log that the tree d
 ) WITHOUT ROWID;
 """
 
+_RELAYS: Final = """
+CREATE TABLE relays (
+    device BLOB PRIMARY KEY,          -- a relay of this folder
+    generation BLOB NOT NULL,         -- its place when it last confirmed
+    number INTEGER NOT NULL,
+    mark BLOB NOT NULL,
+    revision INTEGER NOT NULL         -- of the tree: every block of its rows up to here lies there
+) WITHOUT ROWID;
+CREATE INDEX tree_top ON tree (top, item) WHERE kind = 1 AND size > 4096;
+"""
+
 MIGRATIONS: Final[tuple[str, ...]] = (
     _NODE_SCHEMA + TREE_SCHEMA + BLOCKS_SCHEMA,
     _HISTORY_SCHEMA + TREE_HISTORY_SCHEMA,
@@ -154,5 +165,6 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _DAMAGED,
     _FOLDED_NAMES,
     _WITHOUT_EFFECT + TREE_DERIVED_SCHEMA,
+    _RELAYS,
 )
 SCHEMA_VERSION: Final = len(MIGRATIONS)

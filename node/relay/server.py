@@ -100,6 +100,11 @@ class Relay:
         self._nursery.start_soon(self._watch_roster, hosted)
         return hosted
 
+    @property
+    def connected(self) -> set[DeviceId]:
+        """The devices that are connected now."""
+        return set(self._by_device)
+
     def lost(self, folder: FolderId) -> None:
         """A stored block of this folder was damaged."""
         self.counters.blocks_lost_total += 1

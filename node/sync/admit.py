@@ -142,6 +142,8 @@ async def _receive_roster(receive: object) -> list[bytes]:
                         raise PeerError("the roster is too long")
                     if not more:
                         return entries
+                case Refused(code=CloseCode.NOT_A_MEMBER, reason=reason):
+                    raise DialError(reason, CloseCode.NOT_A_MEMBER)
                 case Refused(reason=reason):
                     raise InvitationError(
                         f"the invitation was not accepted: {reason}. Nothing was changed; ask for "

@@ -42,6 +42,7 @@ from transport.messages import (
     OpenBlocks,
     Want,
 )
+from transport.relay_messages import Here
 from transport.supply import Supplier
 
 logger = logging.getLogger("shoal.blocks")
@@ -238,6 +239,9 @@ class BlockExchange:
                     self._deliver(block, sealed)
             case Missing(request=request, blocks=blocks):
                 self._carry(self._fetcher.missing(peer, request, blocks, now=now))
+            case Here(blocks=blocks):
+                for block in blocks:
+                    self._carry(self._fetcher.has(peer, block, now=now))
             case _:
                 raise PeerError(f"sent {type(message).__name__} where blocks were expected")
 
@@ -302,14 +306,21 @@ class BlockExchange:
         )
 
     async def _answer(self, peer: DeviceId, request: int, block: BlockId) -> Message:
+        role = self._folder.roster.role(peer)
+        sealed = await self.sealed(block) if role is not None and role.reads else None
+        return Missing(request, (block,)) if sealed is None else Block(request, block, sealed)
+
+    async def sealed(self, block: BlockId) -> bytes | None:
+        """A block of this disk, verified and sealed under the newest key; None if it is not here,
+        or there is no key to seal it with.
+        """
         folder = self._folder
-        if folder.keys.current is None or folder.roster.role(peer) is None:
-            return Missing(request, (block,))
+        if folder.keys.current is None:
+            return None
         key = folder.keys.epoch(folder.keys.current)
         node = folder.locations.node(block)
         if node is not None:
-            sealed = seal_block(key, block, node, nonce=folder.random.bytes(24))
-            return Block(request, block, sealed)
+            return seal_block(key, block, node, nonce=folder.random.bytes(24))
         for place in folder.locations.find(block):
             path = folder.disk.path(place.item)
             if path is None:
@@ -320,14 +331,13 @@ class BlockExchange:
                 _read_sealed, self._fs, path, folder.block_key, ref, place.offset, key, nonce
             )
             if found is not None:
-                return Block(request, block, found)
+                return found
             self.on_mismatch(place.item)
         data = await self._sealed.read(block)
         if data is None:
-            return Missing(request, (block,))
+            return None
         # Sealed anew: the peer may not have the key of the epoch that it was stored under.
-        sealed = seal_block(key, block, data, nonce=folder.random.bytes(24))
-        return Block(request, block, sealed)
+        return seal_block(key, block, data, nonce=folder.random.bytes(24))
 
 
 def _take_wants(supplier: Supplier, questions: deque[Locate], messages: Sequence[Message]) -> None:

@@ -18,11 +18,12 @@ import trio
 from crdt.errors import PeerError, ShoalError
 from crdt.ids import DeviceId, FolderId
 from crdt.roster import InvitationState
-from discovery.candidates import Candidates
+from discovery.candidates import Candidates, Source
 from node.ports import Clock, Random
 from node.sync.admit import serve_join
 from node.sync.bell import Bell
 from node.sync.engine import FolderEngine
+from node.sync.relays import relay_addresses
 from node.sync.sessions import run_member
 from transport.fields import VersionError
 from transport.identity import Identity
@@ -90,6 +91,7 @@ class Connections:
 
     def open(self) -> None:
         """The folders are there. Before, nobody could be recognised as a member."""
+        self._learn_relays()
         self._opened.set()
 
     # --- letting in -----------------------------------------------------------------------------
@@ -201,10 +203,22 @@ class Connections:
         look again at addresses where we did not know each other.
         """
         self._candidates.roster_changed(trio.current_time())
+        self._learn_relays()
         self.wake.ring()
         for device, live in list(self._live.items()):
             if not self._shared(device) and device not in self._parted:
                 self._part(device, live.connection)
+
+    def _learn_relays(self) -> None:
+        """Relays are dialled where the rosters say that they are."""
+        for engine in self._folders.values():
+            for address in relay_addresses(engine.folder.roster).values():
+                self._candidates.add(address, Source.STATIC, trio.current_time())
+
+    async def redial(self, device: DeviceId) -> None:
+        """End the connection to a device, so that the next one carries a new folder too."""
+        if (live := self._live.get(device)) is not None:
+            await live.connection.close(CloseCode.OK, "another folder is shared now")
 
     def _part(self, peer: DeviceId, connection: Connection) -> None:
         """End the connection to a removed device once it knows, or has had the time to."""

@@ -20,6 +20,7 @@ import trio
 from crdt.entry import Entry
 from crdt.errors import ShoalError
 from crdt.ids import DeviceId
+from crdt.roster_ops import Role
 from crdt.version_vector import EMPTY, VersionVector
 from node.files.ignore import TEXT_BYTES_MAX, IgnoreRules
 from node.files.layout import IGNORE_FILE, NO_MERGE_FILE
@@ -84,6 +85,7 @@ class FolderEngine:
         self.stopped: str | None = None
         self.warnings: dict[str, str] = {}
         self.peers = Peers(folder)
+        self.deposited: dict[DeviceId, VersionVector] = {}  # at relays, by this device
         self.changed = Bell()  # anything that `status` shows
         self._awaits_own_log = False
         self._removed: str | None = None  # why we stopped, if it was that
@@ -163,7 +165,19 @@ class FolderEngine:
     def in_sync(self, device: DeviceId) -> bool:
         """True when the device last said that its disk holds our current state."""
         peer = self.peers.get(device)
-        return peer is not None and peer.complete.dominates(self.folder.have)
+        if peer is None or self.folder.roster.role(device) is not Role.RELAY:
+            return peer is not None and peer.complete.dominates(self.folder.have)
+        # A relay cannot know what belongs to an entry; whoever deposits there does.
+        deposited, have = self.deposited.get(device), self.folder.have
+        return deposited is not None and deposited.dominates(have) and peer.have.dominates(have)
+
+    def set_deposited(self, relay: DeviceId, at: VersionVector | None) -> None:
+        """Up to which log position a relay durably has everything; None: not known any more."""
+        if self.deposited.get(relay) != at:
+            self.deposited.pop(relay, None)
+            if at is not None:
+                self.deposited[relay] = at
+            self.changed.ring()
 
     def holders(self) -> int:
         """How many devices hold the current state on their disks, this one included."""

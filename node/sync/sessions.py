@@ -16,8 +16,10 @@ import trio
 
 from crdt.errors import PeerError
 from crdt.ids import FolderId
+from crdt.roster_ops import Role
 from crdt.version_vector import EMPTY, VersionVector
 from node.sync.bell import Bell
+from node.sync.depositor import Depositor
 from node.sync.engine import FolderEngine
 from transport.frames import FrameDecoder, encode
 from transport.link import Connection, LinkClosedError, Stream
@@ -53,6 +55,8 @@ async def run_member(
         async with trio.open_nursery() as nursery:
             for engine in folders.values():
                 nursery.start_soon(engine.blocks.run_wanter, connection)
+                if engine.folder.roster.role(connection.peer) is Role.RELAY:
+                    nursery.start_soon(Depositor(engine, connection).run)
                 if connection.dialled:
                     stream = await connection.open_stream()
                     nursery.start_soon(_Control(engine, connection, stream, name).run)
@@ -196,6 +200,9 @@ class _Control:
                     )
                 case Ended(code=code, reason=reason):
                     logger.info("%s ended: %s %s", self._connection.peer.short, code, reason)
+                    if self._folder.roster.role(self._connection.peer) is Role.RELAY:
+                        who = f"relay {self._connection.peer.short}"
+                        self._engine.warn("", f"{who} does not serve this folder: {reason}")
 
     def _deliver(self, batch: tuple[bytes, ...]) -> list[Effect]:
         engine = self._engine

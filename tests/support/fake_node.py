@@ -39,6 +39,7 @@ from node.control.server import serve_control
 MOMENT = "2026-11-21T08:49:33.123Z"
 ME = "A" * 56
 PEER = "B" * 56
+RELAY = "C" * 56
 
 
 class FakeNode:
@@ -58,6 +59,7 @@ class FakeNode:
         self.bus = EventBus()
         self.desk = DeviceInfo(PEER, "Desk", Role.EDITOR, False, False, "Desk")
         self.people: list[tuple[object, ...]] = []
+        self.relays: list[tuple[str, str]] = []
         self.invited: list[tuple[Role, int, float]] = []
         self.verified = VerifyResult(3, 4096)
         self.versions = (
@@ -94,6 +96,11 @@ class FakeNode:
         self._find(directory)
         self.invited.append((role, uses, expires_s))
         return "shoal1-abcd"
+
+    async def add_relay(self, directory: str, *, address: str, token: str) -> str:
+        self._find(directory)
+        self.relays.append((address, token))
+        return RELAY
 
     async def devices(self, directory: str) -> tuple[DeviceInfo, ...]:
         self._find(directory)

@@ -19,6 +19,7 @@ from node.control.facade import (
     FolderWarning,
     HistoryResult,
     KeepResult,
+    LocalInfo,
     Needs,
     PeerStatus,
     Phase,
@@ -32,7 +33,7 @@ from node.control.facade import (
 from node.history import answers
 from node.history.settings import save_policy
 from node.open_folder import OpenFolder
-from node.people import PeopleApi
+from node.people import PeopleApi, role_of
 from node.sync.engine import FolderEngine
 from node.sync.relays import bring_folder
 from node.sync.verify import NOT_MENDED, verify_folder
@@ -97,6 +98,8 @@ class Api(PeopleApi):
             + tuple(FolderWarning(path, NOT_MENDED) for path in engine.rot.damaged()),
             progress=progress_of(engine),
             reason=engine.stopped,
+            role=role_of(engine),
+            local=tuple(LocalInfo(c.path, c.action, c.was) for c in engine.local.values()),
         )
 
     def _peers(self, engine: FolderEngine) -> list[PeerStatus]:

@@ -19,7 +19,7 @@ from crdt.roster_make import invite_op, removal_ops, revocation_ops, set_role_op
 from crdt.roster_ops import Op
 from crdt.roster_ops import Role as RosterRole
 from crdt.version_vector import VersionVector
-from node.control.facade import DeviceInfo, InvitationInfo, Role
+from node.control.facade import DeviceInfo, InvitationInfo, LocalInfo, Role
 from node.history.answers import time_text
 from node.open_folder import OpenFolder
 from node.sync.engine import FolderEngine
@@ -201,6 +201,26 @@ class PeopleApi:
         self._write(engine, ops)
         return self._info(engine, found)
 
+    async def revert(self, path: str) -> tuple[LocalInfo, ...]:
+        """See `PeopleFacade`."""
+        opened = self._find(path)
+        engine = opened.engine
+        if engine.folder.roster.may_write(self._node.identity.device):
+            raise CallerError(
+                f"this device may write, so what is changed here is no local change; {NOTHING}. "
+                "`shoal restore` brings earlier versions back."
+            )
+        relative = Path(path).relative_to(opened.config.path).as_posix()
+        prefix = "" if relative == "." else relative
+        for one in engine.local.values():
+            if one.action == "created" and prefix.startswith(f"{one.path}/"):
+                raise CallerError(
+                    f"'{prefix}' lies in '{one.path}', which is here alone; {NOTHING}. Revert that."
+                )
+        if not engine.allowed():
+            raise CallerError(f"the folder is {engine.state}; {NOTHING}")
+        return tuple(LocalInfo(c.path, c.action, c.was) for c in await engine.revert(prefix))
+
     # --- what they share ------------------------------------------------------------------------
 
     def _require_owner(self, engine: FolderEngine, what: str) -> None:
@@ -232,6 +252,12 @@ class _ForEpoch(TypedDict):
     epoch_secret: bytes
     seed: bytes
     now_s: float
+
+
+def role_of(engine: FolderEngine) -> Role | None:
+    """This device's role in a folder, None when it is no member (any more)."""
+    role = engine.folder.roster.role(engine.folder.identity.device)
+    return None if role is None else Role(role.name.lower())
 
 
 def find_device(roster: Roster, text: str) -> DeviceId:

@@ -60,6 +60,10 @@ def _folder_lines(folder: FolderStatus) -> Iterator[str]:
         yield f"  {_peer_text(peer)}"
     if not folder.peers:
         yield "  no other device yet; `shoal invite` lets one join"
+    if folder.local:
+        changes = count_text(len(folder.local), "change")
+        yield f"  {changes} on this disk alone, since it may only read; `shoal revert` throws away:"
+        yield from (f"    {one.action}: {one.path}" for one in folder.local[:WARNINGS_MAX])
     for warning in folder.warnings[:WARNINGS_MAX]:
         path = f"{warning.path}: " if warning.path else ""
         yield f"  ! {path}{warning.message}"

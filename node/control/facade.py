@@ -92,6 +92,17 @@ class FolderWarning:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalInfo:
+    """What was changed on this disk and stays on it, since the device may only read. `action` is
+    `created`, `edited`, `moved` (from `was`) or `deleted`.
+    """
+
+    path: str
+    action: str
+    was: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FolderStatus:
     """One folder, as `shoal status` shows it."""
 
@@ -106,6 +117,8 @@ class FolderStatus:
     warnings: tuple[FolderWarning, ...] = ()
     progress: Progress | None = None
     reason: str | None = None
+    role: Role | None = None  # of this device
+    local: tuple[LocalInfo, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.state is FolderState.STOPPED) != (self.reason is not None):
@@ -280,6 +293,10 @@ class PeopleFacade(Protocol):
 
         `may_invite` None leaves that as it is, and takes it away where the role changes.
         """
+        ...
+
+    async def revert(self, path: str) -> tuple[LocalInfo, ...]:
+        """Throw away what was changed at `path` and below it on a device that may only read."""
         ...
 
     async def invitations(self, directory: str) -> tuple[InvitationInfo, ...]:

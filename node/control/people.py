@@ -30,6 +30,8 @@ async def answer(facade: PeopleFacade, verb: str, directory: str, body: dict[str
                 raise CallerError("`may_invite` must be true or false")
             device = text_of(body, "device")
             return await facade.set_role(directory, device, role_of(body), may_invite)
+        case "revert":
+            return await facade.revert(directory)
         case "invitations":
             return await facade.invitations(directory)
         case "revoke":

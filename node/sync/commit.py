@@ -9,7 +9,7 @@ without a write: that is what a crash between a disk operation and its commit le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -30,27 +30,36 @@ ENTRY_WRITES_MAX: Final = 1_000  # slot writes of one entry: 100,000 files make 
 ENTRY_INLINE_MAX: Final = 1024 * 1024  # bytes of inline content in one entry
 
 
-def commit_observed(folder: Folder, observations: Sequence[Observed]) -> list[Observed]:
+def commit_observed(
+    folder: Folder,
+    observations: Sequence[Observed],
+    keeps: Callable[[Observed], bool] = lambda _seen: True,
+) -> None:
     """Write what a scan found; durable when it returns.
 
-    Returns: what a reader must not write; it stays on this disk as it is.
+    `keeps` is asked about what a reader must not write: True leaves it on this disk as it is, False
+    lets the applier make it what the view wants.
     """
     before = folder.have
-    kept_back: list[Observed] = []
+    undone: list[Observed] = []
     if not folder.roster.may_write(folder.identity.device):
-        kept_back = [seen for seen in observations if not _needs_no_write(folder, seen)]
+        unwritten = [seen for seen in observations if not _needs_no_write(folder, seen)]
         observations = [seen for seen in observations if _needs_no_write(folder, seen)]
+        undone = [seen for seen in unwritten if not keeps(seen)]
     with folder.transaction():
         # Moves may permute places: all old places are freed before the first new one is taken.
-        for seen in observations:
+        for seen in (*observations, *undone):
             if isinstance(seen, Moved):
                 folder.disk.drop(seen.row.item)
         rest = list(observations)
         while rest:
             rest = _commit_entry(folder, rest)
+        for seen in undone:
+            item = seen.item if isinstance(seen, Created) else seen.row.item
+            _record(folder, seen, item)
+            folder.look_at([item])
     if folder.have != before:
         folder.advanced.ring()
-    return kept_back
 
 
 def _needs_no_write(folder: Folder, seen: Observed) -> bool:

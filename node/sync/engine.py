@@ -39,6 +39,7 @@ from node.sync.blocks import BlockExchange
 from node.sync.effects import settle_effects
 from node.sync.folder import Folder
 from node.sync.intake import Intake
+from node.sync.local import LocalChange, LocalChanges
 from node.sync.merge import Merges
 from node.sync.merge_inquiry import AssembledTexts
 from node.sync.peers import Peers
@@ -67,6 +68,8 @@ class Needs:
 class FolderEngine:
     """Runs one folder."""
 
+    _removed: str | None = None  # why we stopped, if it was that
+
     def __init__(
         self,
         *,
@@ -86,9 +89,10 @@ class FolderEngine:
         self.warnings: dict[str, str] = {}
         self.peers = Peers(folder)
         self.deposited: dict[DeviceId, VersionVector] = {}  # at relays, by this device
+        self.local = LocalChanges()  # what a reader's disk keeps for itself
+        self._writes = folder.roster.may_write(folder.identity.device)
         self.changed = Bell()  # anything that `status` shows
         self._awaits_own_log = False
-        self._removed: str | None = None  # why we stopped, if it was that
         self.on_roster: Callable[[], None] = lambda: None
         self.intake = Intake(folder)
         self.fs = fs
@@ -217,6 +221,10 @@ class FolderEngine:
         for note in settle_effects(self.folder):
             self.warn("", note)
         self._mind_removal()
+        writes = self.folder.roster.may_write(self.folder.identity.device)
+        if writes != self._writes:  # local changes may leave now, or some came about
+            self._writes = writes
+            self.scans.everything()
         self.on_roster()
         self.changed.ring()
 
@@ -405,7 +413,21 @@ class FolderEngine:
             ignored=self.ignored,
             may_delete=self.root_is_ours,
             progress=progress,
+            reverts=self.local.reverts,
         )
+
+    async def revert(self, prefix: str) -> list[LocalChange]:
+        """Throw a reader's changes at `prefix` and below it away; they stay in history.
+
+        Returns: what was thrown away.
+        """
+        self.local.reverting = prefix
+        try:
+            before = [one for one in self.local.values() if self.local.reverts(one.path)]
+            await self.scans.scan_now()
+        finally:
+            self.local.reverting = None
+        return before
 
     def _take_report(self, report: ScanReport) -> None:
         if report.full:
@@ -415,6 +437,7 @@ class FolderEngine:
             self.warnings = {key: why for key, why in self.warnings.items() if key == why}
         for path, why in report.warnings.items():
             self.warn(path, why)
+        self.scans.hint(self.local.took(report.local, full=report.full, looked=report.looked))
         self.apply.retry_all()
 
     def _recovered(self, path: str, message: str) -> None:

@@ -30,6 +30,7 @@ from node.sync.commit import commit_observed
 from node.sync.describe import describe_all
 from node.sync.durable import sync_found, unsynced
 from node.sync.folder import Folder
+from node.sync.local import LocalChange, local_change
 from node.sync.observed import (
     Created,
     Deleted,
@@ -59,6 +60,8 @@ class ScanReport:
     bytes: int = 0
     retry: set[str] = field(default_factory=set)
     warnings: dict[str, str] = field(default_factory=dict)
+    local: dict[str, LocalChange] = field(default_factory=dict)  # what a reader's disk keeps
+    looked: set[str] = field(default_factory=set)  # at these paths, if not at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +98,12 @@ class Scan:
         ignored: Callable[[str, bool], bool],
         may_delete: Callable[[], Awaitable[bool]],
         progress: Callable[[int, int], None] = lambda _files, _bytes: None,
+        reverts: Callable[[str], bool] = lambda _path: False,
     ) -> None:
-        """Args: `may_delete` asks the safety rails once, before any deletion is committed."""
+        """Args:
+        may_delete: Asks the safety rails once, before any deletion is committed.
+        reverts: Whether a reader's change at this path is to be thrown away.
+        """
         self._folder = folder
         self._fs = fs
         self._threads = threads
@@ -104,6 +111,8 @@ class Scan:
         self._ignored = ignored
         self._may_delete = may_delete
         self._progress = progress
+        self._reverts = reverts
+        self._at: dict[ItemId, str] = {}  # directories on the way: where they lie
         self._fold = folder.names.personality.key if folder.names.folds else None
         self._batch: list[Observed] = []
         self._missing: dict[ItemId, DiskRow] = {}
@@ -123,6 +132,7 @@ class Scan:
         )  # what an earlier call found must be in the rows that this one compares with
         groups: dict[str, set[str]] = {}
         for path in dirty:
+            self.report.looked.add(path)
             directory, name = self._nearest_known(path)
             groups.setdefault(directory, set()).add(name)
         for directory in sorted(groups):
@@ -162,7 +172,7 @@ class Scan:
         stack = [(top, names)]
         while stack:
             at, names = stack.pop()
-            path = at.path
+            path = self._at[at.item] = at.path
             async with self._lock:
                 listing = await self._threads.run(
                     observe, self._fs, path, names, at.inode, self._fold
@@ -411,9 +421,15 @@ class Scan:
             self._write_some(batch[start : start + BATCH_FILES_MAX])
 
     def _write_some(self, batch: list[Observed]) -> None:
-        for seen in commit_observed(self._folder, batch):
-            name = seen.name if isinstance(seen, Created | Moved) else seen.row.name
-            self.report.warnings[name] = "changed here, but this device may only read; kept local"
+        commit_observed(self._folder, batch, self._keeps)
+
+    def _keeps(self, seen: Observed) -> bool:
+        """About a change that a reader must not write: does it stay on the disk?"""
+        change = local_change(self._folder, seen, self._at)
+        if self._reverts(change.path) or (change.was is not None and self._reverts(change.was)):
+            return False
+        self.report.local[change.path] = change
+        return True
 
     async def _finish(self) -> ScanReport:
         await self._commit(last=True)

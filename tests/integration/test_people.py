@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from node.control.client import ControlClient
 from node.control.shapes import to_json
 from tests.support.processes import Device, members, on_loopback
-from tests.support.trees import wait_for
+from tests.support.trees import snapshot, wait_for, wait_until_equal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -185,3 +187,77 @@ def test_invitations_are_listed_revoked_and_used_up(tmp_path: Path) -> None:
         wait_for((eve.directory / "goes on.txt").exists)
         again = eve.run("join", text, str(eve.directory), check=False)
         assert again.returncode != 0
+
+
+def test_what_a_reader_changes_stays_on_its_disk(tmp_path: Path) -> None:
+    with members(tmp_path, "anna") as (anna,), on_loopback(tmp_path, "rita") as rita:
+        for name in ("edited", "deleted", "moved", "kept"):
+            (anna.directory / f"{name}.txt").write_text(f"{name}, by anna\n")
+        (anna.directory / "dir").mkdir()
+        (anna.directory / "dir" / "inner.txt").write_text("inner, by anna\n")
+        rita.join(anna.invite("--role", "reader"))
+        anna.wait(devices=2)
+        anna_before, have = snapshot(anna.directory), len(log_of(anna))
+
+        (rita.directory / "edited.txt").write_text("edited, by rita\n")
+        (rita.directory / "deleted.txt").unlink()
+        (rita.directory / "moved.txt").rename(rita.directory / "moved away.txt")
+        (rita.directory / "created").mkdir()
+        (rita.directory / "created" / "new.txt").write_text("new, by rita\n")
+        expected = {
+            "edited.txt": "edited",
+            "deleted.txt": "deleted",
+            "moved away.txt": "moved",
+            "created": "created",
+            "created/new.txt": "created",
+        }
+
+        def local() -> dict[str, str]:
+            return {one["path"]: one["action"] for one in rita.folder()["local"]}
+
+        wait_for(lambda: local() == expected, say="local changes are shown")
+        assert rita.folder()["role"] == "reader"
+        # What others do goes on arriving beside them; local changes stay where they are.
+        (anna.directory / "kept.txt").write_text("kept, by anna again\n")
+        (anna.directory / "edited.txt").write_text("edited, by anna again\n")
+        wait_for(lambda: (rita.directory / "kept.txt").read_text() == "kept, by anna again\n")
+        assert (rita.directory / "edited.txt").read_text() == "edited, by rita\n"
+        assert local() == expected
+        rita.stop()
+        rita.up()
+        wait_for(lambda: local() == expected, say="found again after a restart")
+
+        # One of them, then all.
+        assert (
+            "here alone"
+            in rita.run("revert", str(rita.directory / "created" / "new.txt"), check=False).stderr
+        )
+        rita.run("revert", str(rita.directory / "edited.txt"))
+        wait_for(lambda: "edited.txt" not in local())
+        wait_for(lambda: (rita.directory / "edited.txt").read_text() == "edited, by anna again\n")
+        rita.run("revert", str(rita.directory))
+        wait_until_equal(anna.directory, rita.directory)
+        wait_for(lambda: local() == {})
+        kept = (path.read_bytes() for path in (rita.directory / ".shoal/history").iterdir())
+        assert b"edited, by rita\n" in kept, "thrown away, but not gone"
+        anna.wait(devices=2)
+        tree = snapshot(anna.directory)
+        assert tree.keys() == anna_before.keys()
+        assert len(log_of(anna)) == have + 2, "nothing came from the reader"
+        done = anna.run("revert", str(anna.directory), check=False)
+        assert done.returncode == USAGE
+
+        # One who may write again says what it has changed meanwhile.
+        (rita.directory / "later.txt").write_text("by rita, later\n")
+        wait_for(lambda: local() == {"later.txt": "created"})
+        anna.run("role", "rita", "editor", str(anna.directory))
+        wait_for((anna.directory / "later.txt").exists)
+        wait_for(lambda: local() == {})
+
+
+def log_of(device: Device) -> list[int]:
+    """The kinds of all entries in a device's log: 1 for the tree, 2 for the roster."""
+    (index,) = device.home.glob("folders/*/index.sqlite")
+    with contextlib.closing(sqlite3.connect(f"file:{index}?mode=ro", uri=True)) as database:
+        rows = database.execute("SELECT kind FROM log WHERE kind = 1").fetchall()
+    return [kind for (kind,) in rows]

@@ -22,6 +22,7 @@ from node.control.facade import (
     HistoryResult,
     InvitationInfo,
     KeepResult,
+    LocalInfo,
     Needs,
     PeerStatus,
     Phase,
@@ -120,6 +121,10 @@ class FakeNode:
         self._find(directory)
         self.people.append(("role", device, role, may_invite))
         return replace(self.desk, role=role, may_invite=bool(may_invite))
+
+    async def revert(self, path: str) -> tuple[LocalInfo, ...]:
+        self._find(path)
+        return (LocalInfo("a.txt", "edited"), LocalInfo("b.txt", "moved", "c.txt"))
 
     async def invitations(self, directory: str) -> tuple[InvitationInfo, ...]:
         self._find(directory)

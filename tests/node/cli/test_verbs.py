@@ -16,7 +16,7 @@ from crdt.errors import WorldError
 from node.cli import invite as invite_module
 from node.cli.main import run
 from node.cli.text import local_time_text
-from node.control.facade import Event, FolderState, Role
+from node.control.facade import Event, FolderState, LocalInfo, Role
 from node.control.server import serve_control
 from tests.support.fake_node import ME, MOMENT, PEER, FakeNode
 
@@ -215,6 +215,17 @@ async def test_a_role_that_does_not_exist(node: FakeNode, shoal: Shoal) -> None:
     assert code == 2
     assert "owner, editor, reader" in err
     assert node.people == []
+
+
+async def test_local_changes(node: FakeNode, shoal: Shoal) -> None:
+    node.set_folder(local=(LocalInfo("a\x1b.txt", "edited"),), role=Role.READER)
+    _, out, _ = await shoal("status")
+    assert "1 change on this disk alone" in out
+    assert "edited: a\\x1b.txt" in out
+    _, out, _ = await shoal("revert", node.folder.path)
+    assert out.splitlines()[0] == "edited here, thrown away: a.txt"
+    answer = await ask_json(shoal, "revert", node.folder.path)
+    assert answer["reverted"][1] == {"path": "b.txt", "action": "moved", "was": "c.txt"}
 
 
 async def test_invitations(node: FakeNode, shoal: Shoal) -> None:

@@ -88,6 +88,7 @@ async def test_status_has_the_documented_shape(node: FakeNode, home: Path, folde
                 "needs": {"files": 0, "bytes": 0},
                 "conflicts": 0,
                 "peers": [peer],
+                "local": [],
                 "warnings": [],
             }
         ],

@@ -38,7 +38,7 @@ from typing import Final
 
 import trio
 
-from crdt.errors import WorldError
+from crdt.errors import ShoalError, WorldError
 from crdt.heads import heads
 from crdt.ids import BlockId, ItemId
 from crdt.slot import BlockRef, Content
@@ -126,8 +126,8 @@ class History:
                         await self.sealed.adopt()
                         adopted = True
                     await self.tidy()
-                except OSError as error:
-                    logger.warning("history waits: %s; nothing is lost", error.strerror)
+                except (OSError, ShoalError) as error:
+                    logger.warning("history waits: %s; nothing is lost", error)
             with trio.move_on_after(TIDY_EVERY_S):
                 seen = await self._folder.displaced.wait_past(seen)
                 await trio.sleep(SETTLE_DELAY_S)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 
 import pytest
+import trio
+import trio.testing
 
 from crdt.errors import ShoalError
 from crdt.slot import Content
@@ -470,3 +473,22 @@ async def test_a_store_whose_index_was_lost_is_adopted() -> None:
     await again.adopt()
     assert before
     assert {one.ref: one.size for one in again.index.all()} == before
+
+
+async def test_a_device_without_a_key_waits_and_goes_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    a, b = boxes(2)
+    await versions(a, b, LARGE, edited(LARGE, 100), edited(LARGE, 200))
+    calm(b)
+    keys = b.folder.keys
+    b.folder.keys = dataclasses.replace(keys, current=None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(b.history.serve)
+        await trio.sleep(60)
+        assert len(kept_files(b)) == 2
+        b.folder.keys = keys
+        await trio.sleep(2 * keeper.TIDY_EVERY_S)
+        assert len(kept_files(b)) == 1
+        nursery.cancel_scope.cancel()
+    assert LARGE in await what_is_left(b)

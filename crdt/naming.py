@@ -39,6 +39,15 @@ def suffixed_names(name: str, item: ItemId, content: Content) -> Iterator[str]:
         number += 1
 
 
+def original_name(name: str) -> str | None:
+    """The name that a loser had before it was given this one; None if nobody gave it one. Where it
+    had to be cut, the rest of it is gone.
+    """
+    stem, ending = split_name(name)
+    original = _SUFFIX.sub("", stem)
+    return original + ending if original not in {"", stem} else None
+
+
 def split_name(name: str) -> tuple[str, str]:
     """Stem and last ending (with its dot); a leading dot starts no ending."""
     at = name.rfind(".")

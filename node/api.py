@@ -11,19 +11,24 @@ import trio
 from crdt.errors import CallerError
 from crdt.roster_ops import Add
 from crdt.roster_ops import Role as RosterRole
+from node.conflicts import answers as conflicts
 from node.control.facade import (
+    ConflictInfo,
+    ConflictTexts,
     Damage,
     Event,
     FolderState,
     FolderStatus,
     FolderWarning,
     HistoryResult,
+    Keep,
     KeepResult,
     LocalInfo,
     Needs,
     PeerStatus,
     Phase,
     Progress,
+    ResolveResult,
     RestoreResult,
     Status,
     TrashItem,
@@ -195,6 +200,23 @@ class Api(PeopleApi):
             save_policy(self._node.home.directory(engine.folder.id), policy)
             engine.history.policy = policy
         return answers.kept(engine)
+
+    # --- conflicts ------------------------------------------------------------------------------
+
+    async def conflicts(self, directory: str) -> tuple[ConflictInfo, ...]:
+        """See `NodeFacade`."""
+        engine = self._find(directory).engine
+        return conflicts.conflicts_of(engine, answers.shown_path(engine, directory))
+
+    async def conflict(self, path: str) -> ConflictTexts:
+        """See `NodeFacade`."""
+        engine = self._find(path).engine
+        return await conflicts.texts_of(engine, answers.shown_path(engine, path))
+
+    async def resolve(self, path: str, *, keep: Keep, file: str | None) -> ResolveResult:
+        """See `NodeFacade`."""
+        engine = self._find(path).engine
+        return await conflicts.resolve(engine, answers.shown_path(engine, path), keep, file)
 
     async def pause(self, directory: str) -> None:
         """See `NodeFacade`."""

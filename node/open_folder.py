@@ -6,6 +6,7 @@ index is moved aside and rebuilt from what can be read of it, the stored roster,
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -20,7 +21,8 @@ from crdt.errors import CallerError, PeerError
 from crdt.ids import FolderId
 from crdt.roster_make import genesis_ops
 from node.files.disk import DiskFileSystem
-from node.files.layout import ROOT_MARKER, TMP
+from node.files.ignore import TEXT_BYTES_MAX
+from node.files.layout import NO_MERGE_FILE, ROOT_MARKER, TMP
 from node.files.port import FileSystem
 from node.files.portable_names import Personality, probe
 from node.files.root_marker import RootId, create_root_marker, make_layout
@@ -288,6 +290,20 @@ def probed(fs: FileSystem, database: Database) -> Personality:
     with database.transaction():
         database.connection.execute("INSERT OR REPLACE INTO meta VALUES ('names', ?)", (value,))
     return personality
+
+
+def never_merge(opened: OpenFolder) -> None:
+    """Write into the folder that nothing in it is to be merged, on any device."""
+    try:
+        with contextlib.suppress(FileExistsError), opened.fs.create(NO_MERGE_FILE) as handle:
+            handle.write_at(0, b"*\n")
+        with opened.fs.open_read(NO_MERGE_FILE) as reading:
+            if b"*" in reading.read_at(0, TEXT_BYTES_MAX).splitlines():
+                return
+        why = "it holds other lines"
+    except OSError as error:
+        why = error.strerror or str(error)
+    opened.engine.warn(NO_MERGE_FILE, f"--no-merge had no effect ({why}): write a line `*` into it")
 
 
 def salvage(folder: Folder, entries: Iterable[bytes]) -> None:

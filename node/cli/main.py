@@ -13,6 +13,7 @@ import click
 
 from crdt.errors import ShoalError
 from node.cli import (
+    conflicts,
     devices,
     exit_codes,
     history,
@@ -56,6 +57,7 @@ VERBS: Final = (
     restore.restore,
     revert.revert,
     trash.trash,
+    conflicts.conflicts,
     keep.keep,
     pause.pause,
     resume.resume,

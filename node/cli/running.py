@@ -27,6 +27,8 @@ def node_options(function: F) -> F:
                      help="Where another device can be reached; may be repeated."),
         click.option("--no-lan", is_flag=True,
                      help="Neither announce this node on the local network nor look for others."),
+        click.option("--no-merge", is_flag=True,
+                     help="Never merge texts in this folder: writes `*` to its .shoalnomerge."),
         click.option("--name", help="This device's name, for people. Default: its host name."),
         click.option("--verbose", is_flag=True, help="Write the node's log to stderr."),
     ]  # fmt: skip
@@ -42,6 +44,7 @@ def up_options(
     listen: str | None,
     peers: tuple[str, ...],
     no_lan: bool,
+    no_merge: bool,
     name: str | None,
     verbose: bool,
 ) -> UpOptions:
@@ -60,6 +63,7 @@ def up_options(
         listen=None if listen is None else Address.from_text(listen),
         peers=tuple(_peer(text) for text in peers),
         lan=not no_lan,
+        no_merge=no_merge,
     )
 
 

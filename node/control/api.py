@@ -5,8 +5,9 @@
     POST /relay    {dir, address, token?}
     POST /invite   {dir, role?, uses?, expires_s?}          POST /wait  {dir, devices, timeout_s}
     POST /people/VERB {dir, ...}, see `node.control.people`
-    POST /verify, /pause, /resume, /trash   {dir}
+    POST /verify, /pause, /resume, /trash, /conflicts   {dir}
     POST /history  {path}                POST /restore  {path, version?, at_ms?, to?}
+    POST /conflict {path}                                   POST /resolve {path, keep, file?}
     POST /keep     {dir, all_s?, daily_s?, share?, size?}
 
 An error answers with `node.control.errors.to_message`. Requests are small, and refused beyond
@@ -44,6 +45,7 @@ from node.control.facade import (
     USES_DEFAULT,
     USES_MAX,
     Event,
+    Keep,
     NodeFacade,
     Role,
 )
@@ -77,6 +79,9 @@ def create_app(facade: NodeFacade) -> ASGIApp:
         Route("/restore", _careful(api.restore), methods=post),
         Route("/trash", _careful(api.trash), methods=post),
         Route("/keep", _careful(api.keep), methods=post),
+        Route("/conflicts", _careful(api.conflicts), methods=post),
+        Route("/conflict", _careful(api.conflict), methods=post),
+        Route("/resolve", _careful(api.resolve), methods=post),
         Route("/pause", _careful(api.pause), methods=post),
         Route("/resume", _careful(api.resume), methods=post),
         Route("/shutdown", _careful(api.shutdown), methods=post),
@@ -201,6 +206,31 @@ class _Api:
                 size=whole("size"),
             )
         )
+
+    async def conflicts(self, request: Request) -> Response:
+        directory = _directory((await _body(request)).get("dir"))
+        return _answer({"conflicts": await self._facade.conflicts(directory)})
+
+    async def conflict(self, request: Request) -> Response:
+        path = _directory((await _body(request)).get("path"), "path")
+        return await _while_connected(request, partial(self._facade.conflict, path))
+
+    async def resolve(self, request: Request) -> Response:
+        body = await _body(request)
+        file = body.get("file")
+        try:
+            keep = Keep(str(body.get("keep")))
+        except ValueError:
+            raise CallerError(f"`keep` is one of: {', '.join(Keep)}") from None
+        if (keep is Keep.FILE) != (file is not None):
+            raise CallerError("name a `file` to keep `file`, and only then")
+        resolve = partial(
+            self._facade.resolve,
+            _directory(body.get("path"), "path"),
+            keep=keep,
+            file=None if file is None else _directory(file, "file"),
+        )
+        return await _while_connected(request, resolve)
 
     async def pause(self, request: Request) -> Response:
         await self._facade.pause(_directory((await _body(request)).get("dir")))

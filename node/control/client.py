@@ -18,10 +18,14 @@ import httpx
 from node.control.address import ControlAddress
 from node.control.errors import ForwardedError, NodeNotRunningError, NodeTooSlowError, from_message
 from node.control.facade import (
+    ConflictInfo,
+    ConflictTexts,
     DeviceInfo,
     Event,
     HistoryResult,
+    Keep,
     KeepResult,
+    ResolveResult,
     RestoreResult,
     Role,
     Status,
@@ -108,6 +112,22 @@ class ControlClient:
     def relay_stats(self) -> dict[str, Any]:
         """What a relay that runs with this home says of itself."""
         return self._call("GET", "/stats")
+
+    def conflicts(self, directory: Path) -> tuple[ConflictInfo, ...]:
+        """See `NodeFacade.conflicts`."""
+        answer = self._call("POST", "/conflicts", {"dir": str(directory)})
+        return _read(tuple[ConflictInfo, ...], answer.get("conflicts"))
+
+    def conflict(self, path: Path) -> ConflictTexts:
+        """See `NodeFacade.conflict`; takes as long as the texts need to come."""
+        answer = self._call("POST", "/conflict", {"path": str(path)}, limit_s=None)
+        return _read(ConflictTexts, answer)
+
+    def resolve(self, path: Path, *, keep: Keep, file: Path | None) -> ResolveResult:
+        """See `NodeFacade.resolve`."""
+        body: dict[str, object] = {"path": str(path), "keep": keep.value}
+        body["file"] = None if file is None else str(file)
+        return _read(ResolveResult, self._call("POST", "/resolve", body, limit_s=None))
 
     def pause(self, directory: Path) -> None:
         """See `NodeFacade.pause`."""

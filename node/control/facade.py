@@ -263,6 +263,66 @@ class KeepResult:
     limit: int  # bytes
 
 
+class Keep(enum.StrEnum):
+    """What ends a conflict: which version stays."""
+
+    MINE = "mine"
+    THEIRS = "theirs"
+    BOTH = "both"
+    FILE = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class ConflictVersion:
+    """One version of a file in conflict. `device` and `name` are its author's; `time` is ISO 8601
+    in UTC, by the author's clock.
+    """
+
+    path: str
+    device: str
+    name: str
+    time: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConflictInfo:
+    """A file in conflict: the version that keeps the name, those that are shown as copies, and the
+    last one that all were made from. Paths are relative to the folder.
+    """
+
+    path: str
+    device: str
+    name: str
+    time: str
+    copies: tuple[ConflictVersion, ...]
+    ancestor: ConflictVersion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConflictText:
+    """A version, and its text where it is one and is to be had."""
+
+    version: ConflictVersion
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConflictTexts:
+    """All versions of a file in conflict, the one that keeps the name first."""
+
+    path: str
+    versions: tuple[ConflictText, ...]
+    ancestor: ConflictText | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveResult:
+    """What is left of a conflict. `complete` is False while some of it is not on the disk yet."""
+
+    paths: tuple[str, ...]
+    complete: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something changed. `kind` is `status`, `log` or `warning`; `folder` is an id or empty.
@@ -361,6 +421,21 @@ class NodeFacade(PeopleFacade, Protocol):
         size: int | None,
     ) -> KeepResult:
         """Set what is not None of how much history the folder keeps here; says what holds now."""
+        ...
+
+    async def conflicts(self, directory: str) -> tuple[ConflictInfo, ...]:
+        """The files in conflict in a directory, by path."""
+        ...
+
+    async def conflict(self, path: str) -> ConflictTexts:
+        """One conflict, with the texts of its versions. Cancelled when whoever asked goes away."""
+        ...
+
+    async def resolve(self, path: str, *, keep: Keep, file: str | None) -> ResolveResult:
+        """End a conflict on all devices; `file` is for `Keep.FILE` alone.
+
+        Cancelled when whoever asked goes away; what was written by then stays.
+        """
         ...
 
     async def pause(self, directory: str) -> None:

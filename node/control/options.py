@@ -24,6 +24,7 @@ class UpOptions:
 
     `home` and `directory` are absolute. `listen` is None when nobody asked for an address: then a
     port that is taken is no error, another one is chosen. `name` is this device's, for people.
+    `no_merge` writes into the folder that nothing in it is to be merged.
     """
 
     home: Path
@@ -32,6 +33,7 @@ class UpOptions:
     listen: Address | None = None
     peers: tuple[Address, ...] = ()
     lan: bool = True
+    no_merge: bool = False
 
 
 @dataclass(frozen=True, slots=True)

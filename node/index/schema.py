@@ -10,7 +10,12 @@ from __future__ import annotations
 from typing import Final
 
 from node.blocks.locate import BLOCKS_SCHEMA
-from node.index.view import TREE_DERIVED_SCHEMA, TREE_HISTORY_SCHEMA, TREE_SCHEMA
+from node.index.view import (
+    TREE_DERIVED_SCHEMA,
+    TREE_HISTORY_SCHEMA,
+    TREE_MARKED_SCHEMA,
+    TREE_SCHEMA,
+)
 
 _NODE_SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -166,5 +171,6 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _FOLDED_NAMES,
     _WITHOUT_EFFECT + TREE_DERIVED_SCHEMA,
     _RELAYS,
+    TREE_MARKED_SCHEMA,
 )
 SCHEMA_VERSION: Final = len(MIGRATIONS)

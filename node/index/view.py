@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from crdt.errors import IntegrityError
 from crdt.ids import RECOVERED, ROOT, DeviceId, ItemId
+from crdt.naming import MARK
 from crdt.slot import Slot, merge
 from crdt.tree import RECOVERED_CONTENT, ViewRow
 from node.index.groups import Groups
@@ -52,6 +53,10 @@ CREATE TABLE derived (                -- items that began as virtual copies, and
     copy_of BLOB NOT NULL
 ) WITHOUT ROWID;
 """
+TREE_MARKED_SCHEMA: Final = f"""
+CREATE INDEX tree_marked ON tree (item) WHERE instr(name, '{MARK}') > 0;
+CREATE INDEX tree_robbed ON tree (item) WHERE shown IS NOT NULL AND copy_of IS NULL;
+"""
 ROWS_AT_ONCE: Final = 256  # rows read at once where there may be a million
 
 _ROW: Final = """
@@ -68,6 +73,14 @@ CHILD_ROWS: Final = _ROW + (
 ALL_ROWS: Final = _ROW + f"tree.item > ? ORDER BY tree.item LIMIT {ROWS_AT_ONCE}"
 CONFLICT_ROWS: Final = _ROW + (
     f"tree.item > ? AND conflicts > 0 ORDER BY tree.item LIMIT {ROWS_AT_ONCE}"
+)
+ROBBED_ROWS: Final = _ROW + (
+    "tree.item > ? AND shown IS NOT NULL AND copy_of IS NULL "
+    f"ORDER BY tree.item LIMIT {ROWS_AT_ONCE}"
+)
+MARKED_ROWS: Final = _ROW + (
+    f"tree.item > ? AND instr(name, '{MARK}') > 0 AND copy_of IS NULL AND state = {KEEPS} "
+    f"ORDER BY tree.item LIMIT {ROWS_AT_ONCE}"
 )
 EVER_AT: Final = """
 SELECT item FROM tree WHERE directory = ? AND name = ?
@@ -341,6 +354,19 @@ class TreeIndex:
     def conflicts(self) -> Iterator[ViewRow]:
         """The rows that have virtual copies, in the order of ids."""
         return self._paged(CONFLICT_ROWS)
+
+    def robbed_of_their_name(self) -> Iterator[ViewRow]:
+        """The rows of items that another one of the same name stands before."""
+        return self._paged(ROBBED_ROWS)
+
+    def named_as_copies(self) -> Iterator[ViewRow]:
+        """The rows of items that were put under a name such as conflict copies get."""
+        return self._paged(MARKED_ROWS)
+
+    def derived_from(self, item: ItemId) -> ItemId | None:
+        """What an item was a virtual copy of before it became one of its own, if that is known."""
+        row = self._db.execute("SELECT copy_of FROM derived WHERE item = ?", (item,)).fetchone()
+        return None if row is None else ItemId(row[0])
 
     def _paged(self, query: str) -> Iterator[ViewRow]:
         at: bytes | None = b""

@@ -98,7 +98,7 @@ class FolderEngine:
         self.fs = fs
         self.threads = threads
         self._watcher = watcher
-        self._disk_lock = trio.Lock()
+        self.disk_lock = trio.Lock()
         self._ignore = IgnoreRules.none()
         self._never_merge = IgnoreRules.none()
         self.sealed = SealedBlocks(folder, fs, threads)
@@ -106,12 +106,13 @@ class FolderEngine:
         self.history = History(folder, fs, threads, self.sealed, allowed=self._root_is_here)
         self.scans = ScanService(self._make_scan, allowed=self.allowed, on_report=self._take_report)
         assembler = Assembler(fs, threads, self.blocks, folder.block_key)
-        self.merges = self._make_merges(assembler)
+        self.texts = AssembledTexts(assembler)
+        self.merges = self._make_merges()
         self.apply = Apply(
             folder,
             fs,
             threads,
-            self._disk_lock,
+            self.disk_lock,
             assembler,
             ignored=self.ignored,
             dirty=lambda path: self.scans.hint([path]),
@@ -128,16 +129,16 @@ class FolderEngine:
         )
         self.blocks.on_mismatch = self.scrub.suspect
         self.afterlook = Afterlook(
-            folder, fs, threads, self._disk_lock, noted=self.apply.changed, found=self._recovered
+            folder, fs, threads, self.disk_lock, noted=self.apply.changed, found=self._recovered
         )
 
-    def _make_merges(self, assembler: Assembler) -> Merges:
+    def _make_merges(self) -> Merges:
         return Merges(
             self.folder,
             self.fs,
             self.threads,
-            self._disk_lock,
-            AssembledTexts(assembler),
+            self.disk_lock,
+            self.texts,
             wanted=lambda path: not self._never_merge.ignores(path, is_directory=False),
             dirty=lambda path: self.scans.hint([path]),
             scanned=self.scans.done,
@@ -409,7 +410,7 @@ class FolderEngine:
             self.folder,
             self.fs,
             self.threads,
-            self._disk_lock,
+            self.disk_lock,
             ignored=self.ignored,
             may_delete=self.root_is_ours,
             progress=progress,

@@ -19,36 +19,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import trio
 
-from crdt.actions import Draft
 from crdt.errors import ShoalError
 from crdt.heads import derived_id, heads
-from crdt.ids import BlockId, ItemId
+from crdt.ids import ItemId
 from crdt.lineage import Lineage
 from crdt.merge_text import TEXT_SIZE_MAX
-from crdt.slot import INLINE_SIZE_MAX, BlockRef, Content, Kind, Profile
+from crdt.slot import Content, Kind, Profile
 from crdt.tree import ViewRow
 from crdt.version_vector import VersionVector
-from node.blocks.chunker import SIZES, Cutter, ReadAt
-from node.blocks.manifest import build_manifest
-from node.blocks.scan_file import scan_blocks
-from node.files import applier
-from node.files.applier import Outcome, Place, Verdict
+from node.files.applier import Outcome, Verdict, execute
 from node.files.port import FileSystem
 from node.index.disk_rows import DiskRow
 from node.ports import Threads
-from node.sync.apply import Job
-from node.sync.assemble import Assembled, new_path, swap_path
 from node.sync.bell import Bell
-from node.sync.commit import new_writer, write_entry
+from node.sync.commit import new_writer
 from node.sync.folder import Folder
 from node.sync.merge_inquiry import HEADS_MAX, Inquiry, Merged, Texts
-from node.sync.place import record, record_displaced
+from node.sync.place import record_displaced
 from node.sync.planner import still_as_agreed
+from node.sync.prepared import Prepared, prepare, record_prepared
 
 logger = logging.getLogger("shoal.merge")
 
@@ -69,16 +63,6 @@ class Candidate:
     row: DiskRow
     path: str
     heads: Sequence[Content]
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A merged text that is ready to be put on the disk."""
-
-    candidate: Candidate
-    draft: Draft
-    work: Place
-    assembled: Assembled
 
 
 class Merges:
@@ -229,49 +213,33 @@ class Merges:
             if not still_as_agreed(stat, candidate.row):
                 self._dirty(candidate.path)
                 return False
-            (outcome,) = await self._threads.run(applier.execute, self._fs, [prepared.work])
+            (outcome,) = await self._threads.run(execute, self._fs, [prepared.work])
             if outcome.verdict is not Verdict.DONE:
                 self._dirty(candidate.path)
                 return outcome.verdict is Verdict.FAILED
             try:
-                self._commit(key, prepared, outcome)
+                self._commit(candidate, key, prepared, outcome)
             except BaseException:
                 self._dirty(candidate.path)  # as if a person had put it there
                 raise
             return True
 
     def _prepare(self, candidate: Candidate, merged: Merged) -> Prepared:
-        item, data = candidate.item, merged.data
         manifests = (source.manifest for source in merged.sources)
-        profile = next((one.profile for one in manifests if one is not None), Profile.SMALL)
-        mtime_ns = max(source.mtime_ns for source in merged.sources) + LATER_NS
-        draft = Draft(Kind.FILE, size=len(data), mtime_ns=mtime_ns, executable=merged.executable)
-        blocks: list[tuple[BlockRef, int]] = []
-        nodes: dict[BlockId, bytes] = {}
-        if len(data) <= INLINE_SIZE_MAX:
-            draft = replace(draft, inline=data)
-        else:
-            key = self._folder.block_key
-            blocks = scan_blocks(_reader(data), len(data), Cutter(SIZES[profile]), key)
-            manifest, nodes = build_manifest(key, profile, [ref for ref, _ in blocks])
-            draft = replace(draft, manifest=manifest)
-        work = Place(
-            target=candidate.path,
-            temporary=new_path(item),
-            swap=swap_path(item, draft.digest),
-            source=data,
-            mtime_ns=mtime_ns,
+        return prepare(
+            self._folder,
+            candidate.row,
+            candidate.path,
+            merged.data,
+            mtime_ns=max(source.mtime_ns for source in merged.sources) + LATER_NS,
             executable=merged.executable,
-            expected=candidate.row,
-            history=f".shoal/history/{self._folder.random.bytes(12).hex()}",
+            profile=next((one.profile for one in manifests if one is not None), Profile.SMALL),
         )
-        assembled = Assembled(draft.digest, data, work.temporary, tuple(blocks), nodes)
-        return Prepared(candidate, draft, work, assembled)
 
-    def _commit(self, key: Key, prepared: Prepared, outcome: Outcome) -> None:
+    def _commit(self, candidate: Candidate, key: Key, prepared: Prepared, outcome: Outcome) -> None:
         """Record what was put on the disk: as a version that has seen all heads."""
-        folder, candidate = self._folder, prepared.candidate
-        if self._candidate(candidate.item) is None or self._key(candidate.item) != key:
+        folder, item = self._folder, candidate.item
+        if self._candidate(item) is None or self._key(item) != key:
             # Something came in meanwhile. What is on the disk counts as edited by a person.
             with folder.transaction():
                 record_displaced(folder, candidate.row, prepared.work)
@@ -279,16 +247,7 @@ class Merges:
             return
         with folder.transaction():
             writer = new_writer(folder)
-            writer.merge(candidate.item, prepared.draft)
-            changed = write_entry(folder, writer)
-            shown = folder.tree.row(candidate.item)
-            assert shown is not None
-            job = Job(candidate.item, shown, candidate.row, prepared.work, prepared.assembled)
-            record(folder, [(job, outcome)], [candidate.item])
-            folder.look_at(changed)
+            writer.merge(item, prepared.draft)
+            record_prepared(folder, item, writer, prepared, outcome)
         self.done += 1
         folder.advanced.ring()
-
-
-def _reader(data: bytes) -> ReadAt:
-    return lambda offset, size: data[offset : offset + size]

@@ -13,6 +13,10 @@ from crdt.errors import CallerError
 from node.control.client import ControlClient
 from node.control.events import EventBus
 from node.control.facade import (
+    ConflictInfo,
+    ConflictText,
+    ConflictTexts,
+    ConflictVersion,
     Damage,
     DeviceInfo,
     Event,
@@ -21,12 +25,14 @@ from node.control.facade import (
     FolderWarning,
     HistoryResult,
     InvitationInfo,
+    Keep,
     KeepResult,
     LocalInfo,
     Needs,
     PeerStatus,
     Phase,
     Progress,
+    ResolveResult,
     RestoreResult,
     Role,
     Status,
@@ -69,6 +75,12 @@ class FakeNode:
         )
         self.restored: list[tuple[str, str | None, int | None, str | None]] = []
         self.kept = KeepResult(2_592_000, 31_536_000, 0.2, 10**10, 2, 500, 10**10)
+        copy = ConflictVersion("note (conflict BBBBBBB).md", PEER, "Desk", MOMENT)
+        ancestor = ConflictVersion("note.md", PEER, "Desk", MOMENT)
+        self.in_conflict: tuple[ConflictInfo, ...] = (
+            ConflictInfo("note.md", ME, "laptop", MOMENT, (copy,), ancestor),
+        )
+        self.resolved: list[tuple[str, Keep, str | None]] = []
         self.log = tuple(f"line {number}" for number in range(5))
 
     @property
@@ -182,6 +194,25 @@ class FakeNode:
         given = {name: value for name, value in changes.items() if value is not None}
         self.kept = replace(self.kept, **given)  # type: ignore[arg-type]
         return self.kept
+
+    async def conflicts(self, directory: str) -> tuple[ConflictInfo, ...]:
+        self._find(directory)
+        return self.in_conflict
+
+    async def conflict(self, path: str) -> ConflictTexts:
+        self._find(path)
+        (one,) = self.in_conflict
+        shown = ConflictVersion(one.path, one.device, one.name, one.time)
+        return ConflictTexts(
+            one.path,
+            (ConflictText(shown, "a\nmine\n"), ConflictText(one.copies[0], "a\ntheirs\n")),
+            None if one.ancestor is None else ConflictText(one.ancestor, "a\nb\n"),
+        )
+
+    async def resolve(self, path: str, *, keep: Keep, file: str | None) -> ResolveResult:
+        self._find(path)
+        self.resolved.append((path, keep, file))
+        return ResolveResult((Path(path).name,), complete=True)
 
     async def pause(self, directory: str) -> None:
         self._find(directory)

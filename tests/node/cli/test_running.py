@@ -54,6 +54,7 @@ def test_up_hands_over_what_was_asked_for(
 ) -> None:
     code = run([
         "--home", str(tmp_path / "h"), "up", str(tmp_path / "d"), "--name", "desk", "--no-lan",
+        "--no-merge",
         "--listen", "[::1]:4", "--peer", "a.example:5", "--peer", "10.0.0.1:6",
     ])  # fmt: skip
     assert code == 0
@@ -65,6 +66,7 @@ def test_up_hands_over_what_was_asked_for(
             listen=Address("::1", 4),
             peers=(Address("a.example", 5), Address("10.0.0.1", 6)),
             lan=False,
+            no_merge=True,
         )
     ]
     out, err = capsys.readouterr()
@@ -84,6 +86,7 @@ def test_up_alone_means_here_and_the_usual(
     assert options.directory == tmp_path
     assert options.listen is None
     assert options.lan
+    assert not options.no_merge
     assert options.name
 
 

@@ -204,6 +204,11 @@ async def test_a_bug_is_named_logged_and_survived(
         ("/restore", b'{"path": "/x", "at_ms": -1}', "`at_ms`"),
         ("/restore", b'{"path": "/x", "at_ms": 1, "version": "A-1"}', "not both"),
         ("/keep", b'{"dir": "/x", "size": "1GB"}', "`size`"),
+        ("/conflict", b'{"path": "x"}', "`path` must be an absolute path"),
+        ("/resolve", b'{"path": "/x", "keep": "none"}', "`keep`"),
+        ("/resolve", b'{"path": "/x", "keep": "file"}', "`file`"),
+        ("/resolve", b'{"path": "/x", "keep": "mine", "file": "/y"}', "`file`"),
+        ("/resolve", b'{"path": "/x", "keep": "file", "file": "y"}', "`file`"),
         ("/verify", b"x" * 100_000, "at most 65536 bytes"),
     ],
 )
@@ -215,6 +220,7 @@ async def test_bad_requests_are_refused(
     assert message in response.json()["message"]
     assert response.json()["exit_code"] == CallerError.exit_code
     assert not node.invited
+    assert not node.resolved
 
 
 async def test_foreign_directories_paths_and_methods(node: FakeNode, home: Path) -> None:

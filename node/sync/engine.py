@@ -116,21 +116,20 @@ class FolderEngine:
             assembler,
             ignored=self.ignored,
             dirty=lambda path: self.scans.hint([path]),
-            allowed=lambda: self.allowed() and self.scans.first_done,
+            allowed=self._may_work,
             held=self.merges.holds,
         )
 
         self.rot = Rot(folder, fs, threads, hint=self.scans.hint)
-        self.scrub = Scrub(
-            folder,
-            self.rot,
-            allowed=lambda: self.allowed() and self.scans.first_done,
-            warn=self.warn,
-        )
+        self.scrub = Scrub(folder, self.rot, allowed=self._may_work, warn=self.warn)
         self.blocks.on_mismatch = self.scrub.suspect
         self.afterlook = Afterlook(
             folder, fs, threads, self.disk_lock, noted=self.apply.changed, found=self._recovered
         )
+
+    def _may_work(self) -> bool:
+        """True when the disk may be written to: it was looked at once, and nothing forbids it."""
+        return self.allowed() and self.scans.first_done
 
     def _make_merges(self) -> Merges:
         return Merges(
@@ -142,7 +141,7 @@ class FolderEngine:
             wanted=lambda path: not self._never_merge.ignores(path, is_directory=False),
             dirty=lambda path: self.scans.hint([path]),
             scanned=self.scans.done,
-            allowed=lambda: self.allowed() and self.scans.first_done,
+            allowed=self._may_work,
         )
 
     # --- what people see ------------------------------------------------------------------------

@@ -9,7 +9,7 @@ STAMP := .venv/installed
 FOLDER := $(patsubst ~/%,$(HOME)/%,$(DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test test-impaired test-kills test-races test-editors test-fast format lock clean
+.PHONY: help install up demo test test-impaired test-kills test-races test-editors test-fast simulate format lock clean
 .PHONY: test-crashes
 .PHONY: bench bench-quick
 .PHONY: check check-format check-lint check-types check-imports
@@ -23,6 +23,7 @@ help:
 	@echo 'make test-crashes     a process that stops twice, at every pair of operations'
 	@echo 'make test-editors     how editors, git and SQLite save, ten times as long as in `make test`'
 	@echo 'make check            format, lint, types, imports, style, fast tests'
+	@echo 'make simulate         SEEDS=200 simulated worlds, or SEED=n: one, with its trace'
 	@echo 'make demo             two devices on this machine, a file going across'
 	@echo 'make bench            Shoal beside Syncthing, rsync and Unison (root; an hour)'
 	@echo 'make bench-quick      the same with less data (under 3 minutes)'
@@ -62,6 +63,9 @@ test-crashes: $(STAMP)
 
 test-editors: $(STAMP)
 	SHOAL_EDITOR_TURNS=10 $(BIN)/python -m pytest -q $(TESTS) tests/integration/test_editors.py
+
+simulate: $(STAMP)
+	@$(BIN)/python -m simulations $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200))
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -q -m 'not slow and not races' $(TESTS)

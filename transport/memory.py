@@ -3,9 +3,9 @@
 Deterministic under trio's MockClock and deterministic scheduling: no threads, no randomness, and
 everything moves in order of time. `transport.memory_connection` has the connections.
 
-What goes wrong is up to the test: `partition` (nothing arrives; after `VANISHED_AFTER_S` both ends
-notice), `cut` (connections break at once), `set_delay`, and `MemoryLink.crash` (a power cut: the
-others hear nothing).
+What goes wrong is up to the test: `partition` (nothing arrives, in one direction or both; after
+`VANISHED_AFTER_S` both ends notice), `cut` (connections break at once), `set_delay`, and
+`MemoryLink.crash` (a power cut: the others hear nothing).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class MemoryNetwork:
         """`delay_s` is every path's delay in one direction, unless `set_delay` says otherwise."""
         self._delay_s = delay_s
         self._delays: dict[frozenset[Address], float] = {}
-        self._partitions: set[frozenset[Address]] = set()
+        self._blocked: set[tuple[Address, Address]] = set()  # from, to
         self._links: dict[Address, MemoryLink] = {}
         self._changed = trio.Event()
         self._next_port = FIRST_PORT
@@ -55,14 +55,16 @@ class MemoryNetwork:
             self._next_port += 1
         return MemoryLink(self, identity, address)
 
-    def partition(self, one: Address, other: Address) -> None:
-        """From now on nothing passes between the two, in either direction."""
-        self._partitions.add(frozenset((one, other)))
+    def partition(self, one: Address, other: Address, *, both: bool = True) -> None:
+        """From now on nothing passes from one to the other; nor back, unless `both` is False."""
+        self._blocked.add((one, other))
+        if both:
+            self._blocked.add((other, one))
         self._notify()
 
     def heal(self, one: Address, other: Address) -> None:
         """Undo `partition`. What was sent meanwhile arrives, if the connection still lives."""
-        self._partitions.discard(frozenset((one, other)))
+        self._blocked -= {(one, other), (other, one)}
         self._notify()
 
     def set_delay(self, one: Address, other: Address, delay_s: float) -> None:
@@ -85,8 +87,8 @@ class MemoryNetwork:
         return self._delays.get(frozenset((one, other)), self._delay_s)
 
     def is_blocked(self, one: Address, other: Address) -> bool:
-        """Whether the two are partitioned."""
-        return frozenset((one, other)) in self._partitions
+        """Whether nothing passes from one to the other."""
+        return (one, other) in self._blocked
 
     def find(self, address: Address) -> MemoryLink | None:
         """Who listens there."""
@@ -169,12 +171,12 @@ class MemoryLink:
                 raise DialError("this device is shutting down", CloseCode.SHUTTING_DOWN)
             refusal = authorize(target.device) or target.judge(ours)
             if refusal is not None:
-                await self._cross(address)
+                await self._cross(address, back=True)
                 raise DialError(f"{address}: refused ({refusal.name})", refusal)
             connection = MemoryConnection(self, target.device, address, dialled=True)
             connection.join(MemoryConnection(target, ours, self.address, dialled=False))
             try:
-                await self._cross(address)
+                await self._cross(address, back=True)
             except trio.Cancelled:
                 connection.close_nowait(CloseCode.OK, "no longer wanted")
                 raise
@@ -223,10 +225,11 @@ class MemoryLink:
         if not connection.dialled:
             self._nursery.start_soon(self._handle, connection)
 
-    async def _cross(self, address: Address) -> None:
-        """Wait as long as a message takes, longer while nothing passes."""
-        await trio.sleep(self.network.delay(self.address, address))
-        while self.network.is_blocked(self.address, address):
+    async def _cross(self, address: Address, *, back: bool = False) -> None:
+        """Wait as long as a message takes, there or back, longer while nothing passes."""
+        way = (address, self.address) if back else (self.address, address)
+        await trio.sleep(self.network.delay(*way))
+        while self.network.is_blocked(*way):
             await self.network.wait_changed()
 
     async def _handle(self, connection: MemoryConnection) -> None:

@@ -6,6 +6,7 @@ other end after the path's delay, in order, and waits while the path is blocked.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -148,25 +149,29 @@ class MemoryConnection:
 
     async def carry(self) -> None:
         """Deliver what this end sends, until the connection is over."""
-        network = self.link.network
+        silent_since: float | None = None
         while self.closed is None or (self._outbox and not self.link.crashed):
             self._wake = trio.Event()
-            if self._is_blocked():
-                with trio.move_on_after(VANISHED_AFTER_S):
-                    while self._is_blocked():
-                        await network.wait_changed()
-                if self._is_blocked():
-                    self.end(Closed(None, f"nothing heard for {VANISHED_AFTER_S:g} s", False))
-                    self._outbox.clear()
-            elif not self._outbox:
-                await self._wake.wait()
-            else:
-                await trio.sleep_until(self._outbox[0][0])
-                if self._outbox and not self._is_blocked():
-                    self._outbox.popleft()[1]()
+            if not (self._is_blocked() or self.other._is_blocked()):  # noqa: SLF001 - the same class
+                silent_since = None
+            elif silent_since is None:
+                silent_since = trio.current_time()
+            elif trio.current_time() >= silent_since + VANISHED_AFTER_S:
+                self.end(Closed(None, f"nothing heard for {VANISHED_AFTER_S:g} s", False))
+                self._outbox.clear()
+                break
+            vanished_at = math.inf if silent_since is None else silent_since + VANISHED_AFTER_S
+            with trio.move_on_at(vanished_at):
+                if self._is_blocked() or not self._outbox:
+                    await self._wake.wait()
+                else:
+                    await trio.sleep_until(self._outbox[0][0])
+                    if self._outbox and not self._is_blocked():
+                        self._outbox.popleft()[1]()
         self.link.connections.pop(self, None)  # a cancelled task leaves it to `deliver_last`
 
     def _is_blocked(self) -> bool:
+        """Whether nothing that this end sends arrives."""
         return self.other.link.is_gone or self.link.network.is_blocked(
             self.link.address, self.address
         )

@@ -83,12 +83,12 @@ def _observe(fs: FileSystem, path: str, names: frozenset[str] | None, fold: Fold
             same = {e.name: e.stat for e in fs.scandir(path) if fold(e.name) in keys}
             return Listing(path, same, names | same.keys())
         found: dict[str, Stat] = {}
-        for name in names:
+        for name in sorted(names):
             try:
                 found[name] = fs.lstat(join(path, name))
             except FileNotFoundError:
                 whole = {entry.name: entry.stat for entry in fs.scandir(path)}
-                return Listing(path, {n: whole[n] for n in names if n in whole}, names)
+                return Listing(path, {n: whole[n] for n in sorted(names) if n in whole}, names)
         return Listing(path, found, names)
     except OSError as error:
         return Listing(path, {}, names, error)
@@ -159,7 +159,7 @@ def _find_missing(
     ignored: Callable[[str, bool], bool],
     found: Differences,
 ) -> None:
-    asked: Iterable[str] = rows if listing.names is None else listing.names
+    asked: Iterable[str] = rows if listing.names is None else sorted(listing.names)
     for name in asked:
         row = rows.get(name)
         if row is None or name in listing.entries:

@@ -92,6 +92,7 @@ class DiskRows:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self._fold: Callable[[str], str] | None = None
+        self._heirs: dict[ItemId, ItemId] = {}
 
     def fold_by(self, key: Callable[[str], str] | None) -> None:
         """Names with equal keys are one name on this disk; None: only equal names are."""
@@ -181,6 +182,23 @@ class DiskRows:
         self._db.execute("DELETE FROM disk WHERE item = ?", (new,))
         self._db.execute("UPDATE disk SET item = ? WHERE item = ?", (new, old))
         self._db.execute("UPDATE OR REPLACE disk SET parent = ? WHERE parent = ?", (new, old))
+        self.note_heir(old, new)
+
+    def note_heir(self, old: ItemId, new: ItemId) -> None:
+        """What was known as `old` a moment ago is item `new`; for a scan that is under way."""
+        self._heirs[old] = new
+
+    def heir(self, item: ItemId) -> ItemId:
+        """Which item `item` turned out to be, since `forget_heirs`."""
+        for _ in range(len(self._heirs)):  # what was handed to and fro ends somewhere
+            if item not in self._heirs or self.get(item) is not None:
+                break
+            item = self._heirs[item]
+        return item
+
+    def forget_heirs(self) -> None:
+        """A new scan begins, which knows nothing from before."""
+        self._heirs.clear()
 
     def path(self, item: ItemId) -> str | None:
         """Where the item lies on this disk, `""` for the root; None when it or a parent does

@@ -126,6 +126,7 @@ class Apply:
         self._assembling: dict[ItemId, Assembly] = {}
         self._swept = False  # no unfinished file lies in `.shoal/tmp`
         self.waiting: dict[ItemId, Waiting] = {}
+        self._looked_at = 0.0
         self.done_files = 0  # placed on the disk since the start
         self.changed = Bell()
 
@@ -147,7 +148,11 @@ class Apply:
                         await self._folder.work.wait_past(seen)
 
     def _next_retry(self) -> float:
-        return min((w.retry_at for w in self.waiting.values()), default=float("inf"))
+        """When something that waits is due that was not due at the last look. What was due then and
+        is not done waits for something else: its directory, its blocks, a free place.
+        """
+        later = (w.retry_at for w in self.waiting.values() if w.retry_at > self._looked_at)
+        return min(later, default=float("inf"))
 
     async def _round(self, nursery: trio.Nursery) -> bool:
         """One look at what is pending; True when something was done."""
@@ -176,6 +181,7 @@ class Apply:
 
     def _look(self, nursery: trio.Nursery) -> Round:
         found, now = Round(), trio.current_time()
+        self._looked_at = now
         self._give_up_superseded()
         for item in list(self._folder.pending):
             if found.size >= ROUND_ITEMS_MAX or found.starved >= STARVED_MAX:

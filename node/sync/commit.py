@@ -16,7 +16,7 @@ from typing import Final
 from crdt import entry as entries
 from crdt.actions import Writer
 from crdt.errors import IntegrityError
-from crdt.ids import ItemId
+from crdt.ids import ROOT, ItemId
 from crdt.slot import Kind, Slot
 from crdt.tree import ViewRow
 from crdt.version_vector import EMPTY, VersionVector
@@ -34,13 +34,16 @@ def commit_observed(
     folder: Folder,
     observations: Sequence[Observed],
     keeps: Callable[[Observed], bool] = lambda _seen: True,
-) -> None:
+) -> list[Created | Moved]:
     """Write what a scan found; durable when it returns.
 
     `keeps` is asked about what a reader must not write: True leaves it on this disk as it is, False
     lets the applier make it what the view wants.
+
+    Returns: what is out of date, since the applier was at work where it lies: look at it again.
     """
     before = folder.have
+    observations, stale = _up_to_date(folder, observations)
     undone: list[Observed] = []
     if not folder.roster.may_write(folder.identity.device):
         unwritten = [seen for seen in observations if not _needs_no_write(folder, seen)]
@@ -60,6 +63,36 @@ def commit_observed(
             folder.look_at([item])
     if folder.have != before:
         folder.advanced.ring()
+    return stale
+
+
+def _up_to_date(
+    folder: Folder, observations: Sequence[Observed]
+) -> tuple[list[Observed], list[Created | Moved]]:
+    """The observations in terms of what the disk rows say by now, and those that are out of date.
+
+    Between a look and its commit the applier may have found that a directory or file is another
+    item than we took it for, or may have put something there.
+    """
+    known = {ROOT, *(seen.item for seen in observations if isinstance(seen, Created))}
+    writes = folder.roster.may_write(folder.identity.device)  # what a reader makes has no rows
+    freed = {seen.row.item for seen in observations if isinstance(seen, Deleted | Moved)}
+    current: list[Observed] = []
+    stale: list[Created | Moved] = []
+    for seen in observations:
+        if not isinstance(seen, Created | Moved):
+            row = folder.disk.get(folder.disk.heir(seen.row.item))
+            current.append(replace(seen, row=row) if row and row.item != seen.row.item else seen)
+            continue
+        placed = replace(seen, parent=folder.disk.heir(seen.parent))
+        occupant = folder.disk.at(placed.parent, placed.name)
+        is_free = occupant is None or occupant.item in freed
+        parent_is_known = placed.parent in known or folder.disk.get(placed.parent) is not None
+        if is_free and (parent_is_known or not writes):
+            current.append(placed)
+        else:
+            stale.append(placed)
+    return current, stale
 
 
 def _needs_no_write(folder: Folder, seen: Observed) -> bool:
@@ -98,10 +131,16 @@ def _commit_entry(folder: Folder, observations: list[Observed]) -> list[Observed
     writer = new_writer(folder)
     taken: list[tuple[Observed, ItemId]] = []
     inline = 0
-    for seen in observations:
+    for found in observations:
         if len(writer.writes) >= ENTRY_WRITES_MAX or inline > ENTRY_INLINE_MAX:
             break
-        taken.append((seen, _write(folder, seen, writer)))
+        seen = found
+        if isinstance(seen, Created | Moved):
+            seen = replace(seen, parent=folder.disk.heir(seen.parent))
+        item = _write(folder, seen, writer)
+        taken.append((seen, item))
+        if isinstance(seen, Created) and item != seen.item:
+            folder.disk.note_heir(seen.item, item)  # what lies in it, if it is a directory
         if isinstance(seen, Created | Edited):
             inline += len(seen.described.draft.inline or b"")
     changed: set[ItemId] = set()

@@ -174,7 +174,8 @@ class Folder:
         """Compare the view rows of `items` with their disk rows; what differs becomes pending."""
         work = False
         with self.transaction():
-            for item in items:
+            # Never in the order of a set: what a simulation finds must be found again.
+            for item in sorted(items) if isinstance(items, set) else items:
                 before = item in self.pending
                 self._look_at(item)
                 # What is pending already may be on its way in a version that nobody has any more.

@@ -82,7 +82,6 @@ class Below:
     path: str
     item: ItemId
     inode: int | None
-    is_new: bool = False
 
 
 class Scan:
@@ -117,6 +116,7 @@ class Scan:
         self._batch: list[Observed] = []
         self._missing: dict[ItemId, DiskRow] = {}
         self._moved: set[ItemId] = set()
+        folder.disk.forget_heirs()
         self.report = ScanReport()
 
     async def everything(self) -> ScanReport:
@@ -183,7 +183,7 @@ class Scan:
             if listing.replaced:
                 self.report.retry |= {path, *(join(path, name) for name in names or ())}
                 continue
-            rows = {} if at.is_new else self._rows(at.item, listing)
+            rows = self._rows(self._folder.disk.heir(at.item), listing)
             found = compare(listing, rows, self._ignored)
             for name, why in found.unsyncable:
                 self.report.warnings[join(path, name)] = f"not synced: {why}"
@@ -256,7 +256,7 @@ class Scan:
         item = self._folder.directory_item(candidate.parent, candidate.name)
         described = described_directory(candidate.stat)
         self._batch.append(Created(item, candidate.parent, candidate.name, described))
-        below.append(Below(candidate.path, item, candidate.stat.inode, is_new=True))
+        below.append(Below(candidate.path, item, candidate.stat.inode))
 
     def _take_move(self, source: DiskRow, parent: ItemId, name: str, stat: Stat) -> None:
         stale = [
@@ -421,7 +421,10 @@ class Scan:
             self._write_some(batch[start : start + BATCH_FILES_MAX])
 
     def _write_some(self, batch: list[Observed]) -> None:
-        commit_observed(self._folder, batch, self._keeps)
+        for seen in commit_observed(self._folder, batch, self._keeps):
+            parent = self._folder.disk.path(seen.parent)
+            if parent is not None:
+                self.report.retry.add(join(parent, seen.name))
 
     def _keeps(self, seen: Observed) -> bool:
         """About a change that a reader must not write: does it stay on the disk?"""
@@ -452,7 +455,7 @@ class Scan:
 
     def _below(self, top: DiskRow) -> Iterator[DiskRow]:
         """`top` and what lay below it, but for what was found elsewhere in this run."""
-        stack = [top]
+        stack = [self._folder.disk.get(self._folder.disk.heir(top.item)) or top]
         while stack:
             row = stack.pop()
             if row.item in self._moved:

@@ -159,7 +159,7 @@ class ScanService:
         self._on_report(report)
         for path in report.retry:
             self._back_off(path)
-        self.hint(report.retry)
+        self.hint(sorted(report.retry))
         self.done.ring()
 
     async def _run_paths(self, scan: Scan, paths: set[str]) -> ScanReport:

@@ -153,7 +153,8 @@ class FolderEngine:
             return "stopped"
         if self.paused:
             return "paused"
-        if not self.scans.first_done or (self.scans.progress and self.scans.progress.full):
+        looks_at_all = self.scans.progress is not None and self.scans.progress.full
+        if not self.scans.first_done or looks_at_all or self.scans.is_unfinished:
             return "scanning"
         behind = any(
             not self.folder.have.dominates(peer.have)

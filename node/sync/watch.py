@@ -81,11 +81,15 @@ class ScanService:
         self.done = Bell()  # rings after every scan
         self.progress: Progress | None = None
         self.first_done = False
+        self.is_unfinished = (
+            False  # a scan failed, and none of everything has come to its end since
+        )
 
     @property
     def quiet(self) -> bool:
         """True when nothing is scanned or waits for it."""
-        return self.first_done and self.progress is None and not self._due
+        waits = self.progress is not None or self._due or self.is_unfinished
+        return self.first_done and not waits
 
     def hint(self, paths: Iterable[str]) -> None:
         """Something may have changed at these paths."""
@@ -151,11 +155,13 @@ class ScanService:
         except Exception:
             # Its hints are spent; the next full scan finds what they stood for.
             self._full_at = min(self._full_at, trio.current_time() + LIMITED_EVERY_S)
+            self.is_unfinished = True
             raise
         finally:
             self.progress = None
         if full:
             self.first_done = True
+            self.is_unfinished = False
         self._on_report(report)
         for path in report.retry:
             self._back_off(path)

@@ -70,6 +70,7 @@ class OpenFolder:
 
     def close(self) -> None:
         """Close index and root; the services have ended."""
+        self.engine.base_texts.close()
         self.database.close()
         self.fs.close()
 
@@ -195,6 +196,7 @@ def open_folder(
         roster=home.roster(config.folder),
         old_entries=_old_entries(path),
         rebuilt=rebuilt,
+        cache=home.directory(config.folder) / "texts.sqlite",
     )
     for note in notes:
         engine.warn("", note)
@@ -212,12 +214,13 @@ def wire_folder(
     roster: Sequence[bytes],
     old_entries: Iterable[bytes] = (),
     rebuilt: bool = False,
+    cache: Path | None = None,
 ) -> FolderEngine:
     """Put a folder's state and services together, whatever its index and its disk are.
 
     `roster` are entries known from joining, before the log holds them; `old_entries` what can be
     read of logs that were lost, looked at only where needed. An index is `rebuilt` when it is a new
-    one in the place of a damaged one.
+    one in the place of a damaged one. `cache` is where texts are kept for merging; None for memory.
     """
     make_layout(fs)
     folder = Folder(
@@ -240,6 +243,7 @@ def wire_folder(
         threads=ports.threads,
         watcher=watcher,
         paused=config.paused,
+        cache=cache,
     )
     if rebuilt and len(folder.roster.members) > 1:
         engine.await_own_log()

@@ -321,6 +321,15 @@ class DiskRows:
         rows = self._db.execute("SELECT file FROM displaced WHERE file IS NOT NULL")
         return {file for (file,) in rows}
 
+    def newest(self, size_min: int, size_max: int, limit: int) -> list[ItemId]:
+        """The files of such a size that changed last; scans, so for start-up only."""
+        rows = self._db.execute(
+            "SELECT item FROM disk WHERE kind = 1 AND size BETWEEN ? AND ? "
+            "ORDER BY mtime_ns DESC LIMIT ?",
+            (size_min, size_max, limit),
+        )
+        return [ItemId(item) for (item,) in rows]
+
     def count(self) -> int:
         """How many rows there are; scans, so for start-up only."""
         (number,) = self._db.execute("SELECT count(*) FROM disk").fetchone()

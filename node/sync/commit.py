@@ -380,13 +380,13 @@ def _agreed_revision(folder: Folder, row: DiskRow, shown: ViewRow | None) -> int
 
 def put_row(folder: Folder, row: DiskRow, stat: Stat) -> None:
     """Store `row` with what lstat said, and with the doubt that a fresh timestamp leaves."""
-    folder.disk.put(
-        replace(
-            row,
-            inode=stat.inode,
-            size=stat.size,
-            mtime_ns=stat.mtime_ns,
-            ctime_ns=sure_ctime_ns(stat, folder.clock.wall_ns()),
-            executable=stat.executable,
-        )
+    row = replace(
+        row,
+        inode=stat.inode,
+        size=stat.size,
+        mtime_ns=stat.mtime_ns,
+        ctime_ns=sure_ctime_ns(stat, folder.clock.wall_ns()),
+        executable=stat.executable,
     )
+    folder.disk.put(row)
+    folder.unkept.note(row)

@@ -13,6 +13,7 @@ import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -34,6 +35,7 @@ from node.ports import Threads
 from node.sync.afterlook import Afterlook
 from node.sync.apply import Apply
 from node.sync.assemble import Assembler
+from node.sync.base_texts import BaseTexts
 from node.sync.bell import Bell
 from node.sync.blocks import BlockExchange
 from node.sync.effects import settle_effects
@@ -80,6 +82,7 @@ class FolderEngine:
         threads: Threads,
         watcher: Watcher,
         paused: bool = False,
+        cache: Path | None = None,
     ) -> None:
         self.folder = folder
         self.path = path
@@ -106,7 +109,8 @@ class FolderEngine:
         self.history = History(folder, fs, threads, self.sealed, allowed=self._root_is_here)
         self.scans = ScanService(self._make_scan, allowed=self.allowed, on_report=self._take_report)
         assembler = Assembler(fs, threads, self.blocks, folder.block_key)
-        self.texts = AssembledTexts(assembler)
+        self.base_texts = BaseTexts(folder, fs, threads, cache)
+        self.texts = AssembledTexts(assembler, self.base_texts)
         self.merges = self._make_merges()
         self.apply = Apply(
             folder,
@@ -340,6 +344,7 @@ class FolderEngine:
                 self.scans.serve,
                 self.apply.serve,
                 self.merges.serve,
+                self.base_texts.serve,
                 self.blocks.serve,
                 self.afterlook.serve,
                 self.scrub.serve,

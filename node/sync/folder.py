@@ -36,6 +36,7 @@ from node.sync.describe import Job
 from node.sync.fresh import Fresh
 from node.sync.names import PLAIN, Names
 from node.sync.planner import Plan, plan_item
+from node.sync.unkept import Unkept
 from transport.identity import Identity
 
 
@@ -78,6 +79,7 @@ class Folder:
         self.work = Bell()  # rings when what is pending may be another thing now
         self.displaced = Bell()  # rings when something reached `.shoal/history`
         self.fresh = Fresh()
+        self.unkept = Unkept()
         self._complete = EMPTY
         self.reload_roster()
 

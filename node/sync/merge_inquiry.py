@@ -20,6 +20,7 @@ from crdt.slot import Content, Kind
 from crdt.version_vector import VersionVector
 from node.ports import Threads
 from node.sync.assemble import Assembler
+from node.sync.base_texts import BaseTexts
 
 HEADS_MAX: Final = 8  # versions that one merge brings together
 GENERATIONS_MAX: Final = 3  # merges of merges that are followed back to what people wrote
@@ -34,13 +35,17 @@ class Texts(Protocol):
 
 
 class AssembledTexts:
-    """Texts from this disk, its history, or peers."""
+    """Texts from the cache, this disk, its history, or peers."""
 
-    def __init__(self, assembler: Assembler) -> None:
+    def __init__(self, assembler: Assembler, bases: BaseTexts) -> None:
         self._assembler = assembler
+        self._bases = bases
 
     async def text(self, item: ItemId, content: Content) -> bytes | None:
         """See `Texts`."""
+        kept = self._bases.get(content)
+        if kept is not None:
+            return kept
         try:
             return (await self._assembler.assemble(item, content)).source
         except (OSError, ShoalError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,26 @@ def test_paragraphs_edited_offline_come_out_merged_with_no_copy(place: Place) ->
             client.restore(place.a / "note.md", version=version, at_ms=None, to=to)
         found.add(to.read_text())
     assert {NOTE, mine, theirs, merged} <= found, "both originals are in history"
+
+
+def test_a_long_note_that_both_overwrite_is_merged(place: Place) -> None:
+    # The version that they had in common lies nowhere else than in the caches of texts.
+    long = NOTE + "".join(f"Line {number} of many.\n" for number in range(2_000))
+
+    def kept() -> int:
+        (path,) = place.anna.home.glob("folders/*/texts.sqlite")
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as cache:
+            (count,) = cache.execute("SELECT count(*) FROM texts").fetchone()
+        return int(count)
+
+    before = kept()
+    place.put("long.md", long)
+    wait_for(lambda: kept() > before)
+    mine, theirs = long.replace("First", "Anna's"), long.replace("Line 1999", "Ben's line")
+    place.apart("long.md", mine, theirs)
+    merged = mine.replace("Line 1999", "Ben's line")
+    place.settle(lambda _: (place.b / "long.md").read_text() == merged)
+    assert [path.name for path in place.a.iterdir()] == ["long.md"]
 
 
 def test_what_is_named_in_shoalnomerge_is_never_merged(place: Place) -> None:

@@ -27,6 +27,7 @@ from node.index.database import open_database
 from node.sync.afterlook import LOOKS_S, NS, Afterlook
 from node.sync.apply import Apply
 from node.sync.assemble import Assembler
+from node.sync.base_texts import BaseTexts
 from node.sync.bell import Bell
 from node.sync.folder import Folder
 from node.sync.intake import Intake
@@ -107,6 +108,7 @@ class Box:
         )
         self.intake = Intake(self.folder)
         self.lock = trio.Lock()
+        self.base_texts = BaseTexts(self.folder, self.fs, InlineThreads())
         self.sealed = SealedBlocks(self.folder, self.port, InlineThreads())
         self.history = History(
             self.folder, self.port, InlineThreads(), self.sealed, allowed=self._always
@@ -195,7 +197,7 @@ class Box:
             fs or self.port,
             InlineThreads(),
             self.lock,
-            AssembledTexts(assembler),
+            AssembledTexts(assembler, self.base_texts),
             wanted=lambda _path: self.merging,
             dirty=self.dirty.append,
             scanned=Bell(),

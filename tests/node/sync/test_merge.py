@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 
 from crdt.ids import ROOT
+from node.sync import base_texts
+from node.sync.base_texts import BaseTexts
 from tests.node.sync.test_two_folders import settle_all
-from tests.support.two_folders import Box, boxes, exchange
+from tests.support.two_folders import Box, InlineThreads, boxes, exchange
 
 NOTE = b"# Title\n\nFirst paragraph.\n\nSecond paragraph.\n\nThird paragraph.\n"
 PARTS = (b"First", b"Second", b"Third")
@@ -269,3 +272,93 @@ async def test_a_deleted_file_comes_back_as_the_edit_not_as_a_merge() -> None:
     await c.settle()
     await settle_all(a, b, c)
     assert a.tree() == {"note.md": all_upper(2)}
+
+
+# --- texts that are too large for the log ---------------------------------------------------------
+
+LONG = NOTE + b"".join(b"Line %d of many.\n" % number for number in range(2_000))
+
+
+async def keep_texts(*members: Box) -> None:
+    for box in members:
+        while box.folder.unkept:
+            await box.base_texts.keep_some()
+
+
+async def edited_apart(*, keeping: bool) -> list[Box]:
+    """Two devices that overwrite the same long text, each its own part."""
+    a, b = boxes(2)
+    a.fs.write_file("note.md", LONG)
+    await settle_all(a, b)
+    if keeping:
+        await keep_texts(a)
+    edit(a, "note.md", b"First", b"FIRST")
+    edit(b, "note.md", b"Line 1999", b"LINE 1999")
+    await a.settle()
+    await b.settle()
+    return [a, b]
+
+
+async def test_a_long_text_that_all_have_overwritten_is_merged_from_a_kept_copy() -> None:
+    a, b = await edited_apart(keeping=True)
+    await settle_all(a, b)
+    merged = LONG.replace(b"First", b"FIRST").replace(b"Line 1999", b"LINE 1999")
+    assert a.tree() == {"note.md": merged}
+
+
+async def test_without_a_copy_of_the_ancestor_there_is_a_conflict_copy() -> None:
+    a, b = await edited_apart(keeping=False)
+    await settle_all(a, b)
+    assert len(a.tree()) == 2
+
+
+async def test_a_kept_text_that_is_damaged_is_none() -> None:
+    a, b = await edited_apart(keeping=True)
+    (row,) = [row for row in a.folder.tree.all_rows() if row.name == "note.md"]
+    texts = a.base_texts._db
+    for bad in (b"", b"no zstd", texts.execute("SELECT data FROM texts").fetchone()[0][:-9]):
+        texts.execute("UPDATE texts SET data = ?", (bad,))
+        assert a.base_texts.get(row.content) is None
+    await settle_all(a, b)
+    assert len(a.tree()) == 2
+
+
+async def test_only_texts_are_kept_and_the_oldest_go_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a, _ = boxes(2)
+    a.fs.write_file("binary", b"\0" + LONG)
+    a.fs.write_file("short.md", NOTE)
+    await a.settle()
+    await keep_texts(a)
+    kept = "SELECT count(*), coalesce(sum(length(data)), 0) FROM texts"
+    assert a.base_texts._db.execute(kept).fetchone() == (0, 0)
+    a.fs.write_file("0.md", b"0\n" + LONG)
+    await a.settle()
+    await keep_texts(a)
+    _, size = a.base_texts._db.execute(kept).fetchone()
+    monkeypatch.setattr(base_texts, "CACHE_SIZE_MAX", 3 * size + 100)
+    for number in range(1, 6):
+        a.fs.write_file(f"{number}.md", b"%d\n" % number + LONG)
+        await a.settle()
+        await keep_texts(a)
+    assert a.base_texts._db.execute(kept).fetchone()[0] == 3
+    contents = {row.name: row.content for row in a.folder.tree.all_rows()}
+    assert [a.base_texts.get(contents[f"{n}.md"]) is not None for n in range(6)] == [
+        False, False, False, True, True, True,
+    ]  # fmt: skip
+
+
+async def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
+    a, _ = boxes(2)
+    path = tmp_path / "texts.sqlite"
+    for garbage in (b"not a database", b"SQLite format 3\0" + b"\x7f" * 8_000):
+        path.write_bytes(garbage)
+        cache = BaseTexts(a.folder, a.fs, InlineThreads(), path)
+        a.fs.write_file(f"{len(garbage)}.md", LONG + garbage.hex().encode())
+        await a.settle()
+        while a.folder.unkept:
+            await cache.keep_some()
+        contents = {row.name: row.content for row in a.folder.tree.all_rows()}
+        assert cache.get(contents[f"{len(garbage)}.md"]) is not None
+        cache.close()

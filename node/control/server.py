@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,14 +65,22 @@ async def serve_control(
 
 
 class _HurriedStream:
-    """A stream that gives up on a reader that takes nothing for SEND_TIMEOUT_S."""
+    """A stream that gives up on a reader that takes nothing for SEND_TIMEOUT_S, and on one that has
+    hung up at once: hypercorn would wait for its next request for seconds.
+    """
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self.socket = stream.socket
-        self.receive_some = stream.receive_some
+        self.on_eof: Callable[[], Awaitable[None]] | None = None
         self.send_eof = stream.send_eof
         self.aclose = stream.aclose
+
+    async def receive_some(self, size: int) -> bytes:
+        data = await self._stream.receive_some(size)
+        if not data and self.on_eof is not None:
+            await self.on_eof()
+        return bytes(data)
 
     async def send_all(self, data: bytes) -> None:
         with trio.move_on_after(SEND_TIMEOUT_S):
@@ -98,7 +107,9 @@ async def serve_app(listener: socket.socket, app: ASGIApp) -> None:
             return
         try:
             hurried: Any = _HurriedStream(stream)
-            await TCPServer(wrapped, config, context, ConnectionState({}), hurried)
+            server = TCPServer(wrapped, config, context, ConnectionState({}), hurried)
+            hurried.on_eof = server.idle_task.stop
+            await server
         except Exception:
             logger.exception("a control connection failed; the node goes on")
         finally:

@@ -349,6 +349,16 @@ async def test_a_stuck_reader_does_not_keep_the_node_from_stopping(
         await stream.aclose()
 
 
+async def test_a_client_that_has_hung_up_takes_no_place(
+    home: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS_MAX", 4)
+    node = FakeNode(str(folder))
+    async with serving(node, home):
+        for _ in range(6):
+            assert await ask(home, ControlClient.status) == node.now
+
+
 def test_shapes_refuse_what_does_not_fit() -> None:
     good = to_json(FakeNode("/x").now)
     assert from_json(Status, {**good, "new": 1}) == FakeNode("/x").now

@@ -13,6 +13,7 @@ import signal
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import trio
@@ -23,6 +24,9 @@ from crdt.invitation import Invitation
 from discovery import static
 from discovery.candidates import Candidates, Source
 from discovery.mdns import Mdns
+from node.activity.deeds import CONFLICT, Deed
+from node.activity.hook import Hook
+from node.activity.journal import serve_journal
 from node.api import Api, progress_of
 from node.control.events import EventBus
 from node.control.facade import Event
@@ -38,6 +42,7 @@ from node.open_folder import (
     prepare_directory,
     start_folder,
 )
+from node.people import deed_info
 from node.ports import SystemClock, SystemRandom, TrioThreads
 from node.sync.admit import InvitationError, NobodyAnsweredError, ask_to_join
 from node.sync.connections import Connections
@@ -110,6 +115,7 @@ class Node:
         self.folders: dict[FolderId, OpenFolder] = {}
         self.events = EventBus()
         self.log = LogLines(self.events)
+        self.hook = Hook(options.home)
         self.stop = trio.Event()
         self.listening: Address | None = None
         self.identity: Identity
@@ -180,6 +186,7 @@ class Node:
         connections.open()
         await nursery.start(serve_control, Api(self), self.options.home)
         nursery.start_soon(self._report)
+        nursery.start_soon(self.hook.serve)
         joined = known is None and invitation is not None
         self.reporter.ready(
             Ready(config.path, self.identity.device.text, str(self.listening), joined=joined)
@@ -327,6 +334,26 @@ class Node:
             save_roster=lambda entries: self.home.save_roster(config.folder, entries),
         )
 
+        nursery.start_soon(
+            partial(
+                serve_journal,
+                opened.engine,
+                partial(self._tell, opened.engine),
+                wanted=lambda: bool(self.events.listeners or self.hook.command),
+            )
+        )
+
+    def _tell(self, engine: FolderEngine, deeds: list[Deed]) -> None:
+        """New deeds, for whoever listens; the hook hears what others did."""
+        folder = engine.folder.id.hex()
+        for deed in deeds:
+            info = deed_info(engine, deed)
+            self.events.publish(Event("deed", folder=folder, deed=info))
+            if deed.device != self.identity.device or deed.action == CONFLICT:
+                told = {"action": info.action, "path": info.path, "name": info.name}
+                about = {"device": info.device, "about": info.about or "", "folder": engine.path}
+                self.hook.tell({**told, **about})
+
     def _remember(self, engine: FolderEngine, address: Address) -> None:
         """Where a peer was: it is dialled first after a restart, when it may still think that we
         are connected.
@@ -352,6 +379,10 @@ class Node:
                     if line not in told:
                         told.add(line)
                         self.reporter.warning(line)
+                        where = "" if path == message else path
+                        self.events.publish(
+                            Event("warning", message, opened.config.folder.hex(), where)
+                        )
                 if opened.engine.stopped and opened.engine.stopped not in told:
                     told.add(opened.engine.stopped)
                     self.reporter.warning(f"{opened.config.path} stopped. {opened.engine.stopped}")

@@ -19,7 +19,9 @@ from crdt.roster_make import invite_op, removal_ops, revocation_ops, set_role_op
 from crdt.roster_ops import Op
 from crdt.roster_ops import Role as RosterRole
 from crdt.version_vector import VersionVector
-from node.control.facade import DeviceInfo, InvitationInfo, LocalInfo, Role
+from node.activity.deeds import Deed
+from node.activity.journal import newest_deeds
+from node.control.facade import DeedInfo, DeviceInfo, InvitationInfo, LocalInfo, Role
 from node.history.answers import time_text
 from node.open_folder import OpenFolder
 from node.sync.engine import FolderEngine
@@ -201,6 +203,19 @@ class PeopleApi:
         self._write(engine, ops)
         return self._info(engine, found)
 
+    async def deeds(self, path: str, limit: int) -> tuple[DeedInfo, ...]:
+        """See `PeopleFacade`."""
+        opened = self._find(path)
+        relative = Path(path).relative_to(opened.config.path).as_posix()
+        found = await newest_deeds(opened.engine, "" if relative == "." else relative, limit)
+        return tuple(deed_info(opened.engine, deed) for deed in found)
+
+    async def hook(self, command: str | None) -> str:
+        """See `PeopleFacade`."""
+        if command is not None:
+            self._node.hook.set(command)
+        return self._node.hook.command
+
     async def revert(self, path: str) -> tuple[LocalInfo, ...]:
         """See `PeopleFacade`."""
         opened = self._find(path)
@@ -252,6 +267,13 @@ class _ForEpoch(TypedDict):
     epoch_secret: bytes
     seed: bytes
     now_s: float
+
+
+def deed_info(engine: FolderEngine, deed: Deed) -> DeedInfo:
+    """A deed as the control API tells it."""
+    name = engine.folder.name_of(deed.device)
+    time = time_text(deed.time_ms)
+    return DeedInfo(time, deed.device.text, name, deed.action, deed.path, deed.was, deed.about)
 
 
 def role_of(engine: FolderEngine) -> Role | None:

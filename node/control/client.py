@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -142,14 +142,19 @@ class ControlClient:
         answer = self._call("GET", "/logs", query={"lines": str(lines)})
         return _read(tuple[str, ...], answer.get("lines"))
 
-    def events(self) -> Iterator[Event]:
-        """What happens from the first `next` on, until the node ends."""
+    def events(self, listening: Callable[[], None] = lambda: None) -> Iterator[Event]:
+        """What happens from the first `next` on, until the node ends.
+
+        `listening` is called once nothing is missed any more.
+        """
         try:
             with self._http.stream("GET", "/events", timeout=None) as response:
                 if response.is_error:
                     response.read()
                     raise from_message(_json(response))
                 for line in response.iter_lines():
+                    if line.startswith(": "):
+                        listening()
                     if line.startswith("data: "):
                         yield _read(Event, json.loads(line.removeprefix("data: ")))
         except (httpx.RemoteProtocolError, httpx.ReadError):

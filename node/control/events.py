@@ -13,7 +13,7 @@ import trio
 from crdt.errors import WorldError
 from node.control.facade import Event
 
-QUEUE_MAX: Final = 256  # events that wait for one listener; a burst of log lines fits
+QUEUE_MAX: Final = 4_096  # events that wait for one listener; the deeds of one entry fit
 LISTENERS_MAX: Final = 32  # a person has a few pages open, not dozens
 
 

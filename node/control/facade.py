@@ -23,6 +23,8 @@ EXPIRES_MIN_S: Final = 60.0  # below, nobody could type it
 EXPIRES_MAX_S: Final = 366 * 24 * 3600.0
 DEVICES_MAX: Final = 10_000  # beyond any roster
 TIMEOUT_MAX_S: Final = 7 * 24 * 3600.0  # of `wait`
+DEEDS_DEFAULT: Final = 100  # of `shoal log`
+DEEDS_MAX: Final = 10_000
 LINES_MAX: Final = 10_000  # of the log
 
 
@@ -324,15 +326,36 @@ class ResolveResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """Something changed. `kind` is `status`, `log` or `warning`; `folder` is an id or empty.
+class DeedInfo:
+    """Who did what. `action` is `created`, `edited`, `moved` (from `was`), `deleted`, `conflict`,
+    or about people: `founded`, `invited`, `revoked`, `joined`, `added`, `role`, `removed`; then
+    `about` says whom it is about. `time` is ISO 8601, UTC, by the author's clock.
+    """
 
-    A `status` event only says that asking for the status again is worth it.
+    time: str
+    device: str
+    name: str
+    action: str
+    path: str
+    was: str | None = None
+    about: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened; `folder` is an id or empty.
+
+    status      asking for the status again is worth it
+    log         a line of the node's log
+    warning     something needs a look: `text` says what, `path` where, if anywhere
+    deed        somebody did something: `deed` says who and what
     """
 
     kind: str
     text: str = ""
     folder: str = ""
+    path: str = ""
+    deed: DeedInfo | None = None
 
 
 class PeopleFacade(Protocol):
@@ -357,6 +380,14 @@ class PeopleFacade(Protocol):
 
     async def revert(self, path: str) -> tuple[LocalInfo, ...]:
         """Throw away what was changed at `path` and below it on a device that may only read."""
+        ...
+
+    async def deeds(self, path: str, limit: int) -> tuple[DeedInfo, ...]:
+        """Who did what at `path` and below it, the newest first."""
+        ...
+
+    async def hook(self, command: str | None) -> str:
+        """Set the command that is run for what others do, unless None; returns it."""
         ...
 
     async def invitations(self, directory: str) -> tuple[InvitationInfo, ...]:

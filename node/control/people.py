@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from crdt.errors import CallerError
-from node.control.facade import PeopleFacade, Role
+from node.control.facade import DEEDS_DEFAULT, DEEDS_MAX, PeopleFacade, Role
 
 TEXT_SIZE_MAX: Final = 4096  # characters of a name, an id or a path
 
@@ -32,6 +32,16 @@ async def answer(facade: PeopleFacade, verb: str, directory: str, body: dict[str
             return await facade.set_role(directory, device, role_of(body), may_invite)
         case "revert":
             return await facade.revert(directory)
+        case "log":
+            limit = body.get("limit", DEEDS_DEFAULT)
+            if type(limit) is not int or not 1 <= limit <= DEEDS_MAX:
+                raise CallerError(f"`limit` must be a number from 1 to {DEEDS_MAX}")
+            return await facade.deeds(directory, limit)
+        case "hook":
+            command = body.get("command")
+            if command is not None and not isinstance(command, str):
+                raise CallerError("`command` must be a text")
+            return await facade.hook(command)
         case "invitations":
             return await facade.invitations(directory)
         case "revoke":

@@ -211,3 +211,34 @@ class Log:
         ).fetchone()
         data: bytes = row[0]
         return data
+
+    # --- in the order of arrival and of time ----------------------------------------------------
+
+    @property
+    def last_arrival(self) -> int:
+        """The number of the newest stored entry; 0 when there is none."""
+        (newest,) = self._db.execute("SELECT max(arrival) FROM log").fetchone()
+        return newest or 0
+
+    def after(self, arrival: int) -> list[tuple[int, int]]:
+        """(arrival, time_ms) of what came after `arrival`, the oldest first; at most a few
+        thousand.
+        """
+        return self._db.execute(
+            "SELECT arrival, time_ms FROM log WHERE arrival > ? ORDER BY arrival LIMIT ?",
+            (arrival, BATCH_ENTRIES_MAX * 16),
+        ).fetchall()
+
+    def by_time(self) -> list[tuple[int, int]]:
+        """(arrival, time_ms) of all entries, the newest first by their authors' clocks."""
+        return self._db.execute(
+            "SELECT arrival, time_ms FROM log ORDER BY time_ms DESC, arrival DESC"
+        ).fetchall()
+
+    def at(self, arrival: int) -> bytes:
+        """The entry with this number."""
+        (entry,) = self._db.execute(
+            "SELECT entry FROM log WHERE arrival = ?", (arrival,)
+        ).fetchone()
+        data: bytes = entry
+        return data

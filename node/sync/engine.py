@@ -70,6 +70,7 @@ class Needs:
 class FolderEngine:
     """Runs one folder."""
 
+    _awaits_own_log = False
     _removed: str | None = None  # why we stopped, if it was that
 
     def __init__(
@@ -95,7 +96,6 @@ class FolderEngine:
         self.local = LocalChanges()  # what a reader's disk keeps for itself
         self._writes = folder.roster.may_write(folder.identity.device)
         self.changed = Bell()  # anything that `status` shows
-        self._awaits_own_log = False
         self.on_roster: Callable[[], None] = lambda: None
         self.intake = Intake(folder)
         self.fs = fs

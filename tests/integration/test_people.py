@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from node.control.client import ControlClient
 from node.control.shapes import to_json
-from tests.support.processes import Device, members, on_loopback
+from tests.support.processes import ROOT, Device, members, on_loopback
 from tests.support.trees import snapshot, wait_for, wait_until_equal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -253,6 +254,52 @@ def test_what_a_reader_changes_stays_on_its_disk(tmp_path: Path) -> None:
         anna.run("role", "rita", "editor", str(anna.directory))
         wait_for((anna.directory / "later.txt").exists)
         wait_for(lambda: local() == {})
+
+
+def test_who_did_what(tmp_path: Path) -> None:
+    with members(tmp_path, "anna", "ben") as (anna, ben):
+        follow = subprocess.Popen(
+            anna.command("events", "--follow", "--json"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        with follow:
+            assert follow.stderr is not None
+            assert follow.stderr.readline() == "listening\n"
+            (anna.directory / "by anna.txt").write_text("one\n")
+            anna.wait(devices=2)
+            (ben.directory / "by anna.txt").write_text("two\n")
+            ben.wait(devices=2)
+            (ben.directory / "by anna.txt").rename(ben.directory / "moved.txt")
+            ben.wait(devices=2)
+            (anna.directory / "moved.txt").unlink()
+            anna.wait(devices=2)
+            told = anna.run_json("log", str(anna.directory))
+            assert all({"time", "device", "action", "path"} <= one.keys() for one in told)
+            assert [(one["name"], one["action"], one["path"]) for one in told][:4] == [
+                ("anna", "deleted", "moved.txt"),
+                ("ben", "moved", "moved.txt"),
+                ("ben", "edited", "by anna.txt"),
+                ("anna", "created", "by anna.txt"),
+            ]
+            people = [(one["name"], one["action"], one.get("about")) for one in told][4:]
+            assert set(people) == {
+                ("ben", "joined", "anna"), ("anna", "invited", "editor"), ("anna", "founded", None),
+            }  # fmt: skip
+            assert ben.run_json("log", str(ben.directory))[:4] == told[:4]
+            (only,) = anna.run_json("log", str(anna.directory / "moved.txt"), "--limit", "1")
+            assert only["action"] == "deleted"
+            assert follow.stdout is not None
+            lines = [json.loads(follow.stdout.readline()) for _ in range(4)]
+            assert [(one["kind"], one["action"], one["path"]) for one in lines] == [
+                ("deed", "created", "by anna.txt"),
+                ("deed", "edited", "by anna.txt"),
+                ("deed", "moved", "moved.txt"),
+                ("deed", "deleted", "moved.txt"),
+            ]
+            follow.terminate()
 
 
 def log_of(device: Device) -> list[int]:

@@ -18,6 +18,7 @@ from node.control.facade import (
     ConflictTexts,
     ConflictVersion,
     Damage,
+    DeedInfo,
     DeviceInfo,
     Event,
     FolderState,
@@ -49,6 +50,12 @@ PEER = "B" * 56
 RELAY = "C" * 56
 
 
+DEEDS = (
+    DeedInfo(MOMENT, ME, "laptop", "moved", "b.txt", was="a.txt"),
+    DeedInfo(MOMENT, PEER, "Desk", "joined", "", about="laptop"),
+)
+
+
 class FakeNode:
     """One folder, one peer. Tests change its fields; `failure` is raised by the next call."""
 
@@ -65,6 +72,7 @@ class FakeNode:
         self.stopped = trio.Event()
         self.bus = EventBus()
         self.desk = DeviceInfo(PEER, "Desk", Role.EDITOR, False, False, "Desk")
+        self.command = ""
         self.people: list[tuple[object, ...]] = []
         self.relays: list[tuple[str, str]] = []
         self.invited: list[tuple[Role, int, float]] = []
@@ -133,6 +141,14 @@ class FakeNode:
         self._find(directory)
         self.people.append(("role", device, role, may_invite))
         return replace(self.desk, role=role, may_invite=bool(may_invite))
+
+    async def deeds(self, path: str, limit: int) -> tuple[DeedInfo, ...]:
+        self._find(path)
+        return DEEDS[:limit]
+
+    async def hook(self, command: str | None) -> str:
+        self.command = self.command if command is None else command
+        return self.command
 
     async def revert(self, path: str) -> tuple[LocalInfo, ...]:
         self._find(path)

@@ -18,7 +18,7 @@ from node.cli.main import run
 from node.cli.text import local_time_text
 from node.control.facade import Event, FolderState, LocalInfo, Role
 from node.control.server import serve_control
-from tests.support.fake_node import ME, MOMENT, PEER, FakeNode
+from tests.support.fake_node import DEEDS, ME, MOMENT, PEER, FakeNode
 
 Shoal = Callable[..., Awaitable[tuple[int, str, str]]]
 
@@ -217,6 +217,43 @@ async def test_a_role_that_does_not_exist(node: FakeNode, shoal: Shoal) -> None:
     assert node.people == []
 
 
+async def test_who_did_what(node: FakeNode, shoal: Shoal) -> None:
+    _, out, _ = await shoal("log", node.folder.path)
+    first, second = out.splitlines()
+    assert first == f"{local_time_text(MOMENT)}  laptop  moved b.txt (was a.txt)"
+    assert second == f"{local_time_text(MOMENT)}  Desk  joined laptop"
+    (only,) = await ask_json(shoal, "log", node.folder.path, "--limit", 1)
+    assert {"time", "device", "action", "path"} <= only.keys()
+    assert (await shoal("log", node.folder.path, "--limit", 0))[0] == 2
+
+
+async def test_events(node: FakeNode, shoal: Shoal, nursery: trio.Nursery) -> None:
+    async def publish() -> None:
+        while not node.bus.listeners:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        node.bus.publish(Event("status"))
+        node.bus.publish(Event("deed", folder="ab12", deed=DEEDS[0]))
+        node.bus.publish(Event("warning", "cannot be read", "ab12", "c.txt"))
+        node.bus.close()
+
+    nursery.start_soon(publish)
+    _, out, _ = await shoal("events", "--follow", "--json")
+    deed, warning = map(json.loads, out.splitlines())
+    assert (deed["kind"], deed["action"], deed["path"]) == ("deed", "moved", "b.txt")
+    assert warning == {
+        "kind": "warning", "text": "cannot be read", "folder": "ab12", "path": "c.txt",
+    }  # fmt: skip
+
+
+async def test_the_hook(node: FakeNode, shoal: Shoal) -> None:
+    assert (await shoal("hook", node.folder.path))[1] == "No command is run.\n"
+    assert (await shoal("hook", node.folder.path, "--set", "true"))[1] == "true\n"
+    assert await ask_json(shoal, "hook", node.folder.path) == {"command": "true"}
+    assert (await shoal("hook", node.folder.path, "--set", "x", "--clear"))[0] == 2
+    await shoal("hook", node.folder.path, "--clear")
+    assert node.command == ""
+
+
 async def test_local_changes(node: FakeNode, shoal: Shoal) -> None:
     node.set_folder(local=(LocalInfo("a\x1b.txt", "edited"),), role=Role.READER)
     _, out, _ = await shoal("status")
@@ -314,7 +351,20 @@ async def test_an_error_with_json_is_json(node: FakeNode, shoal: Shoal) -> None:
     assert err == "shoal: the disk is full\n"
 
 
-VERBS = ["invite", "status", "devices", "invitations", "wait", "verify", "pause", "resume", "logs"]
+VERBS = [
+    "invite",
+    "status",
+    "devices",
+    "invitations",
+    "log",
+    "events",
+    "hook",
+    "wait",
+    "verify",
+    "pause",
+    "resume",
+    "logs",
+]
 
 
 @pytest.mark.parametrize("verb", VERBS)

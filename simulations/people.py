@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import trio
 
-from node.files.memory import MemoryFile, MemoryFileSystem
+from node.files.memory import MemoryFileSystem
+from node.files.memory_file import MemoryFile
 from node.files.port import split_parent
 from simulations.ledger import Ledger
 

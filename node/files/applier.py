@@ -17,17 +17,30 @@ import contextlib
 import enum
 import errno
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from crdt.errors import WorldError
 from crdt.slot import Kind
 from node.files.layout import TMP
-from node.files.port import ExchangeUnsupportedError, FileSystem, Stat, split_parent
+from node.files.patch import Patch, carry_out, take_back, write_journal
+from node.files.port import (
+    ExchangeUnsupportedError,
+    FileSystem,
+    ReadHandle,
+    Stat,
+    WriteHandle,
+    split_parent,
+)
 from node.files.sparse import write_sparsely
 from node.index.disk_rows import DiskRow
-from node.sync.planner import same_file_moved, still_as_agreed
+from node.sync.planner import UNSURE, same_file_moved, still_as_agreed
 
 GROUP_SYNC_MIN: Final = 8  # files in a batch from which one syncfs is cheaper than an fsync each
+
+
+class HalfPatchedError(WorldError):
+    """A file is neither what it was nor what it shall be; its journal says both."""
 
 
 class Verdict(enum.Enum):
@@ -36,6 +49,7 @@ class Verdict(enum.Enum):
     DONE = enum.auto()
     OCCUPIED = enum.auto()  # something that we do not know lies at the target
     CHANGED = enum.auto()  # what lies there is not what the disk row says
+    IN_USE = enum.auto()  # it cannot be patched, and has to be exchanged
     FAILED = enum.auto()  # the world refused; `error` says how
 
 
@@ -103,7 +117,22 @@ class Remove:
     history: str
 
 
-Job = MakeDirectory | Relocate | Place | SetMetadata | Remove
+@dataclass(frozen=True, slots=True)
+class PatchFile:
+    """Change parts of a large file in place: see `node.files.patch`.
+
+    The new bytes lie in `part`, at their offsets. Not done (`IN_USE`) where somebody has the file
+    open, where another name leads to it, or where this disk cannot tell.
+    """
+
+    target: str
+    part: str
+    journal: str
+    patch: Patch
+    expected: DiskRow
+
+
+Job = MakeDirectory | Relocate | Place | PatchFile | SetMetadata | Remove
 
 
 def execute(fs: FileSystem, jobs: Sequence[Job]) -> list[Outcome]:
@@ -139,6 +168,8 @@ def _execute(fs: FileSystem, job: Job) -> Outcome:
             return _relocate(fs, job)
         case Place():
             return _place(fs, job)
+        case PatchFile():
+            return _patch(fs, job)
         case SetMetadata():
             if not still_as_agreed(fs.lstat(job.target), job.expected):
                 return Outcome(Verdict.CHANGED)
@@ -252,8 +283,9 @@ def _place(fs: FileSystem, job: Place) -> Outcome:
 
 
 def _place_in_two_steps(fs: FileSystem, job: Place, expected: DiskRow) -> Outcome:
-    # Between the two renames the name is free for a moment; a crash there leaves the old content
-    # in history and the new one in tmp, and the next start fetches nothing but renames again.
+    # Between the two renames the name is free for a moment; after a crash there the next start
+    # finds the old content in history and the new one in tmp, and does the second step.
+    fs.fsync_directory(TMP)
     fs.rename(job.target, job.history)
     if not same_file_moved(fs.lstat(job.history), expected):
         fs.rename(job.history, job.target)
@@ -266,6 +298,46 @@ def _place_in_two_steps(fs: FileSystem, job: Place, expected: DiskRow) -> Outcom
         fs.rename(job.swap, job.temporary)
         raise
     return Outcome(Verdict.DONE, fs.lstat(job.target), displaced=True)
+
+
+def _patch(fs: FileSystem, job: PatchFile) -> Outcome:
+    stat = fs.lstat(job.target)
+    if not still_as_agreed(stat, job.expected):
+        return Outcome(Verdict.CHANGED)
+    if stat.links != 1:
+        return Outcome(Verdict.IN_USE)  # a hard link outside may be somebody's backup
+    try:
+        file = fs.open_alone(job.target)
+    except OSError as error:
+        return Outcome(Verdict.IN_USE, error=error)
+    with file, fs.open_read(job.part) as part:
+        if file.stat() != stat:
+            return Outcome(Verdict.CHANGED)
+        _discard(fs, job.journal)
+        with fs.create(job.journal) as journal:
+            write_journal(journal, job.patch, file, part)
+            journal.fsync()
+            fs.fsync_directory(TMP)
+            try:
+                carry_out(file, job.patch, part)
+            except OSError:
+                _take_back(fs, file, job, journal)
+                raise
+        alone, stat = file.settle(), file.stat()
+    return Outcome(Verdict.DONE, stat if alone else replace(stat, ctime_ns=UNSURE))
+
+
+def _take_back(fs: FileSystem, file: WriteHandle, job: PatchFile, journal: ReadHandle) -> None:
+    try:
+        take_back(file, job.patch, journal)
+    except OSError as error:
+        raise HalfPatchedError(
+            "the disk failed in the middle of changing a large file, and again when that was to be "
+            f"undone ({error.strerror}). Nothing is lost: start the node again once the disk "
+            "works, and it finishes what it began."
+        ) from error
+    with contextlib.suppress(OSError):
+        fs.unlink(job.journal)
 
 
 def _remove(fs: FileSystem, job: Remove) -> Outcome:
@@ -302,6 +374,8 @@ def _names(job: Job) -> Iterable[str]:
     match job:
         case MakeDirectory() | SetMetadata():
             return (job.target,)
+        case PatchFile():
+            return ()
         case Relocate():
             return (job.source, job.target)
         case Place():

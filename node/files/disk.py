@@ -19,6 +19,7 @@ import errno
 import os
 import stat as modes
 import sys
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -42,6 +43,8 @@ _BENEATH: Final = (
     | syscalls.RESOLVE_NO_MAGICLINKS
     | syscalls.RESOLVE_NO_XDEV
 )
+TICK_S: Final = 0.012  # longer than the coarsest kernel clock's 10 ms
+LEASE_S: Final = 10.0  # Linux lets others wait for 45 s, less if /proc/sys/fs says so
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PARENT: Final = _DIRECTORY | getattr(os, "O_PATH", 0)  # needs no read permission on Linux
 _FILE: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -115,6 +118,27 @@ class DiskFileSystem:
     def open_write(self, path: str) -> DiskFile:
         """See `FileSystem`."""
         return self._open_file(path, os.O_RDWR)
+
+    def open_alone(self, path: str) -> AloneFile:
+        """See `FileSystem`."""
+        file = self._open_file(path, os.O_RDWR)
+        try:
+            return AloneFile(file)
+        except BaseException:
+            file.close()
+            raise
+
+    def clone(self, source: str, target: str) -> None:
+        """See `FileSystem`."""
+        with self._open_file(source, os.O_RDONLY) as file:
+            copy = self.create(target)
+            try:
+                syscalls.clone(file.fileno(), copy.fileno())
+            except BaseException:
+                self.unlink(target)
+                raise
+            finally:
+                copy.close()
 
     def mkdir(self, path: str, *, private: bool = False) -> None:
         """See `FileSystem`."""
@@ -369,6 +393,10 @@ class DiskFile:
         if mtime_ns is not None and mtime_ns != found.st_mtime_ns:
             os.utime(self._fd, ns=(found.st_atime_ns, mtime_ns))
 
+    def fileno(self) -> int:
+        """The file descriptor."""
+        return self._fd
+
     def close(self) -> None:
         """See `ReadHandle`."""
         if self._fd >= 0:
@@ -385,6 +413,22 @@ class DiskFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class AloneFile(DiskFile):
+    """A file under a lease: `AloneHandle`."""
+
+    __slots__ = ("_since_s",)
+
+    def __init__(self, file: DiskFile) -> None:
+        syscalls.lease(file.fileno())
+        super().__init__(file.fileno())
+        self._since_s = time.monotonic()
+
+    def settle(self) -> bool:
+        """See `AloneHandle`."""
+        time.sleep(TICK_S)
+        return time.monotonic() - self._since_s < LEASE_S
 
 
 def _rename_by_hand(source: str, source_fd: int, target: str, target_fd: int) -> None:

@@ -21,8 +21,8 @@ from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
 from node.files.disk import DiskFile
-from node.files.memory import MemoryFile
-from node.files.port import Entry, FileSystem, ReadHandle, Stat, WriteHandle
+from node.files.memory_file import MemoryFile
+from node.files.port import AloneHandle, Entry, FileSystem, ReadHandle, Stat, WriteHandle
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -36,6 +36,8 @@ class Operation(enum.StrEnum):
     OPEN_READ = enum.auto()
     CREATE = enum.auto()
     OPEN_WRITE = enum.auto()
+    OPEN_ALONE = enum.auto()
+    CLONE = enum.auto()
     MKDIR = enum.auto()
     RMDIR = enum.auto()
     UNLINK = enum.auto()
@@ -157,6 +159,15 @@ class FaultyFileSystem:
         """See `FileSystem`."""
         file = self.plan.run(Operation.OPEN_WRITE, path, self.inner.open_write, path)
         return FaultyWriteFile(file, path, self.plan)
+
+    def open_alone(self, path: str) -> FaultyAloneFile:
+        """See `FileSystem`."""
+        file = self.plan.run(Operation.OPEN_ALONE, path, self.inner.open_alone, path)
+        return FaultyAloneFile(file, path, self.plan)
+
+    def clone(self, source: str, target: str) -> None:
+        """See `FileSystem`."""
+        self.plan.run(Operation.CLONE, target, self.inner.clone, source, target)
 
     def mkdir(self, path: str, *, private: bool = False) -> None:
         """See `FileSystem`."""
@@ -310,3 +321,15 @@ class FaultyWriteFile(FaultyReadFile):
             executable=executable,
             permissions=permissions,
         )
+
+
+class FaultyAloneFile(FaultyWriteFile):
+    """`AloneHandle` over another."""
+
+    def __init__(self, file: AloneHandle, path: str, plan: FaultPlan) -> None:
+        super().__init__(file, path, plan)
+        self._alone = file
+
+    def settle(self) -> bool:
+        """See `AloneHandle`; never fails."""
+        return self._alone.settle()

@@ -24,10 +24,10 @@ import itertools
 import os
 import random
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
-from node.files.memory_inode import Change, Inode, Journal
+from node.files.memory_file import MemoryFile
+from node.files.memory_inode import DEVICE, Change, Inode, Journal
 from node.files.port import (
     NAME_BYTES_MAX,
     Entry,
@@ -42,7 +42,6 @@ from node.files.port import (
 from node.files.portable_names import Personality, possible
 
 ROOT_NUMBER: Final = 2  # as on ext4
-DEVICE: Final = 1
 CAPACITY_DEFAULT: Final = 2**40  # bytes
 
 
@@ -56,6 +55,7 @@ class MemoryFileSystem:
         granularity_ns: int = 1,
         personality: Personality | None = None,
         exchanges: bool = True,
+        clones: bool = False,
         capacity: int = CAPACITY_DEFAULT,
     ) -> None:
         """An empty root.
@@ -65,6 +65,7 @@ class MemoryFileSystem:
             granularity_ns: Stamps are rounded down to it, as on disks with a coarse clock.
             personality: How names fold.
             exchanges: False makes `exchange` raise ExchangeUnsupportedError.
+            clones: False makes `clone` fail.
             capacity: Bytes that files may hold in all.
         """
         ticks = itertools.count(1_700_000_000 * 10**9, 10**6)
@@ -72,6 +73,7 @@ class MemoryFileSystem:
         self._granularity_ns = granularity_ns
         self.personality = personality or Personality()
         self._exchanges = exchanges
+        self._clones = clones
         self.capacity = capacity
         self.listeners: list[Callable[[str], None]] = []
         self.generation = 0  # grows with each power cut; older handles are dead
@@ -104,6 +106,21 @@ class MemoryFileSystem:
     def open_write(self, path: str) -> MemoryFile:
         """See `FileSystem`."""
         return MemoryFile(self, self._regular(path))
+
+    def open_alone(self, path: str) -> MemoryFile:
+        """See `FileSystem`."""
+        inode = self._regular(path)
+        if inode.opened:
+            raise _error(errno.EAGAIN, path)
+        return MemoryFile(self, inode)
+
+    def clone(self, source: str, target: str) -> None:
+        """See `FileSystem`."""
+        inode = self._regular(source)
+        if not self._clones:
+            raise _error(errno.EOPNOTSUPP, target)
+        with self.create(target) as file:
+            file.write_at(0, bytes(inode.data))
 
     def mkdir(self, path: str, *, private: bool = False) -> None:
         """See `FileSystem`."""
@@ -388,96 +405,6 @@ class MemoryFileSystem:
         self._inodes = {n: inode for n, inode in self._inodes.items() if n in reached}
         self._journal.keep(reached)
         self._used = sum(len(inode.data) for inode in self._inodes.values())
-
-
-class MemoryFile:
-    """An open file: `ReadHandle` and `WriteHandle`."""
-
-    def __init__(self, fs: MemoryFileSystem, inode: Inode) -> None:
-        self._fs: MemoryFileSystem | None = fs
-        self._generation = fs.generation
-        self._inode = inode
-
-    def stat(self) -> Stat:
-        """See `ReadHandle`."""
-        self._alive()
-        return self._inode.stat(DEVICE)
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """See `ReadHandle`."""
-        self._alive()
-        return bytes(self._inode.data[offset : offset + size])
-
-    def write_at(self, offset: int, data: bytes) -> None:
-        """See `WriteHandle`."""
-        fs, end = self._alive(), offset + len(data)
-        if not data:
-            return
-        if end > len(self._inode.data):
-            fs.resize(self._inode, end)
-        self._inode.data[offset:end] = data
-        self._changed(fs)
-
-    def truncate(self, size: int) -> None:
-        """See `WriteHandle`."""
-        fs = self._alive()
-        fs.resize(self._inode, size)
-        self._changed(fs)
-
-    def fsync(self) -> None:
-        """See `ReadHandle`."""
-        self._alive()
-        self._inode.save()
-
-    def fail_fsync(self) -> None:
-        """What a failed fsync leaves: pages marked clean that never reached the disk."""
-        self._alive()
-        self._inode.dirty = False
-
-    def set_metadata(
-        self,
-        *,
-        mtime_ns: int | None = None,
-        executable: bool | None = None,
-        permissions: int | None = None,
-    ) -> None:
-        """See `WriteHandle`."""
-        fs, inode = self._alive(), self._inode
-        if permissions is not None:
-            inode.mode = permissions & 0o777
-        if executable is not None and executable != inode.executable:
-            readable = (inode.mode & 0o444) >> 2
-            inode.mode = inode.mode | readable if executable else inode.mode & ~0o111
-        if mtime_ns is not None:
-            inode.mtime_ns = mtime_ns
-        inode.ctime_ns = fs.now_ns()
-        inode.dirty = True
-        fs.notify(inode)
-
-    def close(self) -> None:
-        """See `ReadHandle`."""
-        self._fs = None
-
-    def _alive(self) -> MemoryFileSystem:
-        if self._fs is None or self._generation != self._fs.generation:
-            raise _error(errno.EBADF)
-        return self._fs
-
-    def _changed(self, fs: MemoryFileSystem) -> None:
-        self._inode.mtime_ns = self._inode.ctime_ns = fs.now_ns()
-        self._inode.dirty = True
-        fs.notify(self._inode)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _error(number: int, path: str | None = None, other: str | None = None) -> OSError:

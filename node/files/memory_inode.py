@@ -10,6 +10,7 @@ from typing import Final
 from node.files.port import Stat, StatKind
 
 PAGE_SIZE: Final = 4096  # bytes that reach the disk together
+DEVICE: Final = 1
 DIRECTORY_SIZE: Final = 4096
 JOURNAL_MAX: Final = 1_000  # operations not yet written back; kernels let go after 30 s or less
 
@@ -33,6 +34,7 @@ class Inode:
     links: int = 0
     parent: int = 0  # the directory of its newest name
     dirty: bool = False  # something since the last fsync
+    opened: int = 0  # handles
     saved_data: bytes = b""
     saved_mode: int = 0o644
     saved_mtime_ns: int = 0
@@ -77,6 +79,7 @@ class Inode:
 
     def power_cut(self, chance: random.Random) -> None:
         """Become what the disk holds after a power cut."""
+        self.opened = 0
         if self.kind is not StatKind.FILE:
             return
         if bytes(self.data) != self.saved_data:

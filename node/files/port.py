@@ -153,6 +153,17 @@ class WriteHandle(ReadHandle, Protocol):
         ...
 
 
+class AloneHandle(WriteHandle, Protocol):
+    """A file that nobody else has open. Until it is closed, whoever opens it waits."""
+
+    def settle(self) -> bool:
+        """Return once a later write gets a later time of change.
+
+        False if others may not have waited so long: somebody may have written already.
+        """
+        ...
+
+
 class FileSystem(Protocol):
     """One folder's tree."""
 
@@ -190,6 +201,23 @@ class FileSystem(Protocol):
 
         Raises:
             NotRegularFileError: something else lies there.
+        """
+        ...
+
+    def open_alone(self, path: str) -> AloneHandle:
+        """Like `open_write`, if nobody has the file open, or mapped into memory.
+
+        Raises:
+            OSError: EAGAIN: somebody has. Anything else: it cannot be told, here or for this file.
+        """
+        ...
+
+    def clone(self, source: str, target: str) -> None:
+        """A new file with the content of a regular one, sharing its place on the disk.
+
+        Raises:
+            OSError: EOPNOTSUPP: this disk cannot. Nothing was created.
+            FileExistsError: something lies at `target`.
         """
         ...
 

@@ -25,14 +25,25 @@ from crdt.ids import ItemId
 from crdt.slot import Content, Kind
 from crdt.tree import ViewRow
 from node.files import applier
-from node.files.applier import MakeDirectory, Outcome, Place, Relocate, Remove, SetMetadata, Verdict
-from node.files.port import FileSystem, join, split_parent
-from node.index.disk_rows import DiskRow, Intent
+from node.files.applier import (
+    HalfPatchedError,
+    MakeDirectory,
+    Outcome,
+    PatchFile,
+    Place,
+    Relocate,
+    Remove,
+    SetMetadata,
+    Verdict,
+)
+from node.files.port import FileSystem, join
+from node.index.disk_rows import DiskRow
 from node.ports import Threads
 from node.sync.assemble import Assembled, Assembler, new_path, remove_parts, swap_path
 from node.sync.bell import Bell
 from node.sync.folder import Folder
-from node.sync.place import record
+from node.sync.patching import Patching
+from node.sync.place import intent_of, record
 from node.sync.planner import Plan, plan_item
 
 logger = logging.getLogger("shoal.apply")
@@ -104,12 +115,16 @@ class Apply:
         ignored: Callable[[str, bool], bool],
         dirty: Callable[[str], None],
         allowed: Callable[[], bool],
+        patching: Patching | None = None,
+        stop: Callable[[str], None] = logger.error,
         held: Callable[[ViewRow], bool] = lambda _: False,
     ) -> None:
         """Args:
         ignored: `(path, is_directory) -> bool`; such items stay as they are on this disk.
         dirty: Asks for a scan of a path where something unknown was found.
         allowed: False while the folder is paused or stopped.
+        patching: Lets large files be changed in place; without it all are written anew.
+        stop: Called where the disk failed in a way that needs a new start.
         held: True for what is about to change: its conflict is being merged.
         """
         self._folder = folder
@@ -120,6 +135,8 @@ class Apply:
         self._ignored = ignored
         self._dirty = dirty
         self._allowed = allowed
+        self._patching = patching
+        self._stop = stop
         self._held = held
         self._ready: dict[ItemId, Assembled] = {}
         self._ready_size = 0
@@ -321,15 +338,21 @@ class Apply:
         nursery: trio.Nursery,
     ) -> None:
         content = shown.content
-        ready = self._ready.get(item)
-        if ready is not None and ready.digest != content.digest:
+        ready, patch = self._ready.get(item), None
+        if ready is not None and ready.changes is not None and self._patching is not None:
+            patch = self._patching.work(item, path, row, content, ready)
+        stale = ready is not None and ready.changes is not None and patch is None
+        if stale or (ready is not None and ready.digest != content.digest):
             self._forget_ready(item)
-            ready = None
+            ready = patch = None
         source: bytes | str | None = (
             content.target if content.target is not None else content.inline
         )
         if source is None and ready is None:
             self._start_assembly(item, shown, found, nursery)
+            return
+        if patch is not None:
+            found.jobs.append(Job(item, shown, row, patch, ready))
             return
         if ready is not None:
             source = ready.source
@@ -360,7 +383,7 @@ class Apply:
     async def _assemble(self, item: ItemId, assembly: Assembly) -> None:
         try:
             with assembly.scope:
-                assembled = await self._assembler.assemble(item, assembly.content)
+                assembled = await self._bring_together(item, assembly.content)
         except (OSError, ShoalError, ExceptionGroup) as error:
             self._wait(item, _reason(error))
         else:
@@ -370,6 +393,13 @@ class Apply:
         finally:
             del self._assembling[item]
             self._folder.work.ring()
+
+    async def _bring_together(self, item: ItemId, content: Content) -> Assembled:
+        base = None if self._patching is None else self._patching.base(item, content)
+        assembled = await self._assembler.assemble(item, content, base)
+        if self._patching is None or await self._patching.keep(item, assembled):
+            return assembled
+        return await self._assembler.assemble(item, content)
 
     def _forget_ready(self, item: ItemId) -> None:
         ready = self._ready.pop(item, None)
@@ -390,11 +420,17 @@ class Apply:
 
     async def _carry_out(self, batch: list[Job]) -> None:
         works = [job.work for job in batch]
-        intents = [intent for job in batch if (intent := _intent_of(job)) is not None]
+        intents = [intent for job in batch if (intent := intent_of(job)) is not None]
         with self._folder.transaction():
             self._folder.disk.intend(intents)
+            for job in batch:
+                if isinstance(job.work, PatchFile) and job.assembled is not None:
+                    self._folder.locations.put_nodes(job.assembled.nodes)  # for `recover_patches`
         try:
             outcomes = await self._threads.run(applier.execute, self._fs, works)
+        except HalfPatchedError as error:
+            self._stop(str(error))
+            return
         except OSError as error:
             for job in batch:
                 self._wait(job.item, f"the disk could not be synced: {error.strerror}")
@@ -403,11 +439,13 @@ class Apply:
         for job, outcome in zip(batch, outcomes, strict=True):
             if outcome.verdict is Verdict.DONE:
                 done.append((job, outcome))
-                self.done_files += isinstance(job.work, Place)
+                self.done_files += isinstance(job.work, Place | PatchFile)
                 self._done(job.item)
             else:
                 self._not_done(job, outcome)
         record(self._folder, done, [job.item for job in batch])
+        if self._patching is not None:
+            await self._patching.clean([job.work for job, _ in done])
 
     def _done(self, item: ItemId) -> None:
         self.waiting.pop(item, None)
@@ -422,6 +460,11 @@ class Apply:
                 return
             self._wait(job.item, error.strerror or str(error))
             return
+        if outcome.verdict is Verdict.IN_USE and job.shown is not None and self._patching:
+            self._patching.refused(job.item, job.shown.content.digest, error)
+            self._forget_ready(job.item)
+            self._wait(job.item, "another program has it open", quiet=True)
+            return
         self._dirty(work.target)
         if isinstance(work, Relocate):
             self._dirty(work.source)
@@ -435,20 +478,6 @@ class Apply:
 
     def _history_path(self) -> str:
         return f".shoal/history/{self._folder.random.bytes(12).hex()}"
-
-
-def _intent_of(job: Job) -> Intent | None:
-    """What the next scan must not take for a person's doing if we die before we record it."""
-    shown, row, name = job.shown, job.row, split_parent(job.work.target)[1]
-    if shown is None or isinstance(job.work, SetMetadata):
-        return None
-    if isinstance(job.work, Relocate) and row is not None:
-        return Intent(job.item, shown.parent, name, row.version, row.digest)
-    content = shown.content
-    work, history = job.work, None
-    if isinstance(work, Place) and work.expected is not None:
-        history = work.history
-    return Intent(job.item, shown.parent, name, content.version, content.digest, history)
 
 
 def _reason(error: Exception) -> str:

@@ -7,8 +7,9 @@ what lies there already is read, checked against the block's id, and kept if it 
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -19,15 +20,22 @@ from crdt.slot import BlockRef, Content
 from node.blocks.hashing import block_id
 from node.blocks.manifest import Walk
 from node.files.layout import TMP
+from node.files.patch import STRETCHES_MAX, Stretch, differing, touched
 from node.files.port import FileSystem, StatKind, WriteHandle, join
 from node.files.sparse import write_sparsely
+from node.index.disk_rows import DiskRow
 from node.ports import Threads
+from node.sync.planner import still_as_agreed
 
 MEMORY_SIZE_MAX: Final = 1024 * 1024  # bytes; larger files are assembled on the disk
 WINDOW_BLOCKS: Final = 64  # blocks of one large file that are asked for at once
 WINDOW_SIZE: Final = 8 * 1024 * 1024  # bytes of them
 
 
+PATCH_SIZE_MIN: Final = 256 * 1024 * 1024  # bytes; smaller files are written anew
+PATCH_CHANGE_MAX: Final = 64 * 1024 * 1024  # bytes; others must not wait long for the file
+PATCH_SHARE: Final = 4  # at most one byte in so many changes
+GROWTH_MAX: Final = 2  # times the base's size; bounds what a manifest can claim
 DIGEST_LENGTH: Final = 16  # hex digits of a content's digest in the names of temporary files
 
 
@@ -44,6 +52,28 @@ class BlockSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """What lies on the disk in place of the content to come."""
+
+    path: str
+    row: DiskRow
+    blocks: Sequence[tuple[BlockRef, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How a content differs from its base: few enough stretches to change them in place."""
+
+    base: Base
+    stretches: tuple[Stretch, ...]
+
+    @property
+    def replaced(self) -> list[tuple[BlockRef, int]]:
+        """The base's blocks that do not stay."""
+        return touched(self.base.blocks, [(one.offset, one.old) for one in self.stretches])
+
+
+@dataclass(frozen=True, slots=True)
 class Assembled:
     """A file's whole content: in `source`, or written and whole at `temporary`."""
 
@@ -52,6 +82,7 @@ class Assembled:
     temporary: str
     blocks: tuple[tuple[BlockRef, int], ...]
     nodes: Mapping[BlockId, bytes] = field(default_factory=dict)
+    changes: Changes | None = None  # `temporary` holds no more than these, at their places
 
 
 class Assembler:
@@ -77,43 +108,75 @@ class Assembler:
         self._memory_size_max = memory_size_max
         self._promised = 0  # bytes that files on their way in will still take
 
-    async def assemble(self, item: ItemId, content: Content) -> Assembled:
-        """Bring together the content of a file that has a manifest.
+    async def assemble(self, item: ItemId, content: Content, base: Base | None = None) -> Assembled:
+        """Bring together the content of a file that has a manifest; where `base` is given, and
+        little changes, only what does.
 
         Raises:
             OSError: the disk refused, or has no room for all of it; then nothing was written.
             ShoalError: the manifest makes no sense.
         """
         assert content.manifest is not None, "small files are inline"
-        part = part_path(item, content.digest)
         if content.size <= self._memory_size_max:
-            return await self._bring_together(item, content, part)
+            nodes, blocks = await self._list(content)
+            data = await self._in_memory(blocks, content.size)
+            return Assembled(content.digest, data, new_path(item), tuple(blocks), nodes)
+        if base is not None and content.size <= GROWTH_MAX * base.row.size:
+            nodes, blocks = await self._list(content)
+            stretches = differing(base.blocks, blocks, base.row.size, content.size)
+            if worth_patching(stretches, content.size):
+                return await self._changes(item, content, Changes(base, stretches), nodes, blocks)
+        part = part_path(item, content.digest)
         # Before the manifest is walked: a few nodes may claim petabytes.
-        free, needed = await self._threads.run(_room, self._fs, part, content.size)
+        async with self._room_for(part, content.size):
+            nodes, blocks = await self._list(content)
+            await self._on_disk(part, blocks, content.size)
+            return Assembled(content.digest, None, part, tuple(blocks), nodes)
+
+    @contextlib.asynccontextmanager
+    async def _room_for(self, part: str, size: int) -> AsyncIterator[None]:
+        free, needed = await self._threads.run(_room, self._fs, part, size)
         # What others were promised counts, or two files would fill the disk and neither be done.
         if needed > free - self._promised:
-            raise OSError(errno.ENOSPC, f"no room on the disk for its {content.size:,} bytes")
+            raise OSError(errno.ENOSPC, f"no room on the disk for its {size:,} bytes")
         self._promised += needed
         try:
-            return await self._bring_together(item, content, part)
+            yield
         finally:
             self._promised -= needed
 
-    async def _bring_together(self, item: ItemId, content: Content, part: str) -> Assembled:
+    async def _list(
+        self, content: Content
+    ) -> tuple[dict[BlockId, bytes], list[tuple[BlockRef, int]]]:
+        """The manifest's nodes, and the data blocks with their offsets."""
         assert content.manifest is not None
         nodes: dict[BlockId, bytes] = {}
-        blocks: list[tuple[BlockRef, int]] = []
         walk = Walk(content.manifest, content.size)
         while (wanted := walk.wants()) is not None:
             nodes[wanted.block] = data = await self._source.node(wanted)
             walk.feed(data)
-        blocks += walk.blocks()
-        if content.size <= self._memory_size_max:
-            data = await self._in_memory(blocks, content.size)
-            return Assembled(content.digest, data, new_path(item), tuple(blocks), nodes)
+        return nodes, list(walk.blocks())
+
+    async def _changes(
+        self,
+        item: ItemId,
+        content: Content,
+        changes: Changes,
+        nodes: Mapping[BlockId, bytes],
+        blocks: list[tuple[BlockRef, int]],
+    ) -> Assembled:
+        """Bring together what differs from the base: in a clone of it where this disk has clones,
+        which is then exchanged for it; else alone.
+        """
         part = part_path(item, content.digest)
-        await self._on_disk(part, blocks, content.size)
-        return Assembled(content.digest, None, part, tuple(blocks), nodes)
+        wanted = touched(blocks, [(one.offset, one.new) for one in changes.stretches])
+        size = sum(ref.length for ref, _ in wanted)
+        # The part, the journal's old and new bytes, and what history keeps.
+        async with self._room_for(part, 4 * size):
+            cloned = await self._threads.run(_clone, self._fs, changes.base, part)
+            await self._on_disk(part, wanted, content.size)
+        left = None if cloned else changes
+        return Assembled(content.digest, None, part, tuple(blocks), nodes, left)
 
     async def _in_memory(self, blocks: list[tuple[BlockRef, int]], size: int) -> bytes:
         if len(blocks) == 1:
@@ -160,6 +223,12 @@ class Assembler:
                 limit.release_on_behalf_of(token)
 
 
+def worth_patching(stretches: Sequence[Stretch], size: int) -> bool:
+    """True if little enough of a file of `size` bytes changes."""
+    changed = sum(max(one.old, one.new) for one in stretches)
+    return changed <= min(PATCH_CHANGE_MAX, size // PATCH_SHARE) and len(stretches) <= STRETCHES_MAX
+
+
 def new_path(item: ItemId) -> str:
     """Where a small content is written; whatever lies there is unfinished, and ours."""
     return f"{TMP}/{item.hex()}.new"
@@ -171,6 +240,11 @@ def swap_path(item: ItemId, digest: bytes) -> str:
     The name says what the content is before the exchange, so that after a crash one can tell.
     """
     return f"{TMP}/{item.hex()}-{digest.hex()[:DIGEST_LENGTH]}.swap"
+
+
+def patch_path(item: ItemId) -> str:
+    """The journal of a file that is changed in place."""
+    return f"{TMP}/{item.hex()}.patch"
 
 
 def part_path(item: ItemId, digest: bytes) -> str:
@@ -186,7 +260,7 @@ def remove_parts(fs: FileSystem) -> None:
 
 
 def _largest(blocks: list[tuple[BlockRef, int]]) -> int:
-    return max(ref.length for ref, _ in blocks)
+    return max((ref.length for ref, _ in blocks), default=1)
 
 
 def _room(fs: FileSystem, part: str, size: int) -> tuple[int, int]:
@@ -196,6 +270,22 @@ def _room(fs: FileSystem, part: str, size: int) -> tuple[int, int]:
     except FileNotFoundError:
         blocks = 0
     return fs.free_bytes(), max(0, size - 512 * max(0, blocks))
+
+
+def _clone(fs: FileSystem, base: Base, part: str) -> bool:
+    """Make `part` a clone of the base; False if this disk has none, or the base is another by now,
+    or a part is here already, from before a crash.
+    """
+    try:
+        if not still_as_agreed(fs.lstat(base.path), base.row):
+            return False
+        fs.clone(base.path, part)
+    except OSError:
+        return False
+    if still_as_agreed(fs.lstat(base.path), base.row):
+        return True
+    fs.unlink(part)
+    return False
 
 
 def _open_part(fs: FileSystem, path: str, size: int) -> WriteHandle:

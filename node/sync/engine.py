@@ -44,6 +44,7 @@ from node.sync.intake import Intake
 from node.sync.local import LocalChange, LocalChanges
 from node.sync.merge import Merges
 from node.sync.merge_inquiry import AssembledTexts
+from node.sync.patching import Patching
 from node.sync.peers import Peers
 from node.sync.recovery import recover
 from node.sync.rot import Rot
@@ -121,6 +122,8 @@ class FolderEngine:
             ignored=self.ignored,
             dirty=lambda path: self.scans.hint([path]),
             allowed=self._may_work,
+            patching=Patching(folder, fs, threads, self.history.keep_blocks),
+            stop=self.stop,
             held=self.merges.holds,
         )
 
@@ -326,11 +329,17 @@ class FolderEngine:
             self.stop("the folder cannot be looked at; nothing was changed")
             task_status.started()
             await trio.sleep_forever()
-        if not await self._sync_disk():
-            self.stop("its disk cannot be synced; nothing was changed. Is the disk failing?")
+        try:
+            await self.threads.run(self.fs.sync)
+            notes = recover(self.folder, self.fs)
+        except OSError as error:
+            self.stop(
+                f"its disk fails ({error.strerror}), so nothing is sent or changed; your files are "
+                "as they are. Start the node again once the disk works."
+            )
             task_status.started()
             await trio.sleep_forever()
-        for note in (*recover(self.folder, self.fs), *settle_effects(self.folder)):
+        for note in (*notes, *settle_effects(self.folder)):
             self.warn("", note)
         self._mind_removal()
         await self._load_rules()
@@ -354,15 +363,6 @@ class FolderEngine:
             for bell in (self.folder.advanced, self.apply.changed, self.scans.done):
                 nursery.start_soon(self._ring_on, bell)
             task_status.started()
-
-    async def _sync_disk(self) -> bool:
-        """See `recover`; False if the disk refuses."""
-        try:
-            await self.threads.run(self.fs.sync)
-        except OSError as error:
-            logger.error("%s cannot be synced: %s", self.path, error)  # noqa: TRY400
-            return False
-        return True
 
     async def _guard(self, service: Callable[[], Awaitable[None]]) -> None:
         """Run a service; start it again if a bug ends it."""

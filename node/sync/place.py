@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING
 from crdt.ids import ItemId
 from crdt.slot import Kind
 from crdt.tree import ViewRow
-from node.files.applier import MakeDirectory, Outcome, Place, Relocate, Remove, SetMetadata
+from node.files.applier import (
+    MakeDirectory,
+    Outcome,
+    PatchFile,
+    Place,
+    Relocate,
+    Remove,
+    SetMetadata,
+)
 from node.files.port import Stat, split_parent
-from node.index.disk_rows import PARKED, DiskRow, displaced_item
+from node.index.disk_rows import PARKED, DiskRow, Intent, displaced_item
 from node.sync.afterlook import note_displaced
 from node.sync.commit import put_row
 from node.sync.folder import Folder
@@ -19,6 +27,20 @@ from node.sync.planner import UNSURE
 
 if TYPE_CHECKING:
     from node.sync.apply import Job
+
+
+def intent_of(job: Job) -> Intent | None:
+    """What the next scan must not take for a person's doing if we die before we record it."""
+    shown, row, name = job.shown, job.row, split_parent(job.work.target)[1]
+    if shown is None or isinstance(job.work, SetMetadata):
+        return None
+    if isinstance(job.work, Relocate) and row is not None:
+        return Intent(job.item, shown.parent, name, row.version, row.digest)
+    content = shown.content
+    work, history = job.work, None
+    if isinstance(work, Place) and work.expected is not None:
+        history = work.history
+    return Intent(job.item, shown.parent, name, content.version, content.digest, history)
 
 
 def record(folder: Folder, done: Sequence[tuple[Job, Outcome]], tried: Sequence[ItemId]) -> None:
@@ -53,7 +75,7 @@ def _record(folder: Folder, job: Job, outcome: Outcome) -> None:
             if row.version == shown.content.version or row.kind is Kind.DIRECTORY:
                 moved = replace(moved, revision=shown.revision)
             put_row(folder, moved, stat)
-        case MakeDirectory() | Place() | SetMetadata():
+        case MakeDirectory() | Place() | PatchFile() | SetMetadata():
             assert shown is not None
             assert stat is not None
             put_row(folder, _row_of(folder, job, shown, stat), stat)

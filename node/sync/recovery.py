@@ -3,6 +3,7 @@
     *.part     a transfer that goes on where it was; left alone
     *.new      a small content that was just being written, and is written again; removed
     *.swap     whole content right before an exchange, or, after one, what it displaced
+    *.patch    a large file that was being changed in place: see `node.sync.patching`
     *.parked   an item that waited for its place; its disk row is told where it lies
 
 A `*.swap` file's name says what it held before the exchange; if it still holds that, it was only on
@@ -25,13 +26,14 @@ from crdt.errors import ShoalError
 from crdt.ids import ITEM_ID_SIZE, ItemId
 from crdt.naming import fit_name, split_name
 from crdt.version_vector import EMPTY
-from node.files.port import FileSystem, Stat, StatKind, join
+from node.files.port import FileSystem, Stat, StatKind, join, split_parent
 from node.index.disk_rows import PARKED, Intent, displaced_item
 from node.sync.assemble import MEMORY_SIZE_MAX, part_path, swap_path
 from node.sync.commit import put_row
 from node.sync.describe import describe_all
 from node.sync.folder import Folder
 from node.sync.observed import Described
+from node.sync.patching import recover_patches
 from node.sync.planner import UNSURE
 
 logger = logging.getLogger("shoal.recovery")
@@ -49,6 +51,7 @@ def recover(folder: Folder, fs: FileSystem, *, memory_size_max: int = MEMORY_SIZ
     only, and the index must not be told of what a power cut can still undo.
     """
     notes: list[str] = []
+    recover_patches(folder, fs)
     for intent in folder.disk.exchanges():
         _recover_exchange(folder, fs, intent)
     for entry in fs.scandir(TMP):
@@ -81,6 +84,8 @@ def _recover_exchange(folder: Folder, fs: FileSystem, intent: Intent) -> None:
     if row is None or path is None or row.digest == intent.digest:
         return
     displaced = intent.history
+    if _lstat(fs, displaced) is not None and _lstat(fs, path) is None:
+        _finish_second_step(folder, fs, intent, path)
     if _lstat(fs, displaced) is None:
         swap = swap_path(intent.item, intent.digest)
         came_out = _describe(folder, fs, intent.item, swap)
@@ -113,6 +118,18 @@ def _recover_exchange(folder: Folder, fs: FileSystem, intent: Intent) -> None:
             folder.locations.put_nodes(placed.nodes)
         # A person may have been here since: the scan looks at the content.
         folder.disk.put(replace(now, ctime_ns=UNSURE))
+
+
+def _finish_second_step(folder: Folder, fs: FileSystem, intent: Intent, path: str) -> None:
+    """Where a disk cannot exchange, a crash between two renames leaves the name free. That nothing
+    lies there must not look like a deletion.
+    """
+    swap = swap_path(intent.item, intent.digest)
+    whole = _describe(folder, fs, intent.item, swap)
+    if whole is not None and whole.digest == intent.digest:
+        fs.rename(swap, path)
+        fs.fsync_directory(split_parent(path)[0])
+        _sync_ours(fs)
 
 
 def _lstat(fs: FileSystem, path: str) -> Stat | None:

@@ -568,3 +568,34 @@ class DiskFileSystemCloser:
 
     def __exit__(self, *_: object) -> None:
         self.fs.close()
+
+
+# --- alone, and clones ----------------------------------------------------------------------------
+
+
+def test_nobody_else_may_have_open_what_is_opened_alone(fs: FileSystem) -> None:
+    write(fs, "f", b"old")
+    with fs.open_read("f"), fails_with(errno.EAGAIN):
+        fs.open_alone("f")
+    with fs.open_write("f"), fails_with(errno.EAGAIN):
+        fs.open_alone("f")
+    with fs.open_alone("f") as file:
+        file.write_at(0, b"new")
+        assert file.settle()
+        assert file.stat() == fs.lstat("f")
+    assert read(fs, "f") == b"new"
+    with pytest.raises(FileNotFoundError):
+        fs.open_alone("gone")
+
+
+def test_a_clone_is_a_file_of_its_own_or_there_is_none(fs: FileSystem) -> None:
+    write(fs, "f", b"data" * 5000)
+    try:
+        fs.clone("f", "g")
+    except OSError:
+        assert {entry.name for entry in fs.scandir("")} == {"f"}
+        return
+    with fs.open_write("g") as file:
+        file.write_at(0, b"DATA")
+    assert read(fs, "f") == b"data" * 5000
+    assert read(fs, "g") == b"DATA" + b"data" * 4999

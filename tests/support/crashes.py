@@ -18,15 +18,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from node.files.faulty import Crash, Fault, FaultPlan, FaultyFileSystem, Operation
+from node.files.layout import STORE
 from node.files.memory import MemoryFileSystem
 from node.files.port import FileSystem
 from node.index.database import Database
 from node.sync.assemble import Assembler
 from node.sync.effects import settle_effects
+from node.sync.patching import Patching
 from node.sync.recovery import recover
 from tests.support.two_folders import Box, InlineThreads, SeededRandom, StepClock, members
 
 MEMORY_SIZE_MAX = 100_000  # bytes; larger files are assembled on the disk
+PATCH_SIZE_MIN = 500_000  # larger ones are changed in place
 ROUNDS_MAX = 12  # of scan, entries and apply in one life
 FRESH = itertools.count(1000)  # seeds: no twin draws what another drew
 ALONE_NS = 60 * 10**9  # between two lives, so that a scan can be sure of what it sees
@@ -55,6 +58,7 @@ class Mortal(Box):
 
     def __init__(self, seed: int, fs: MemoryFileSystem, clock: StepClock) -> None:
         super().__init__(seed, fs, clock)
+        self.faults: list[Fault] = []  # of its disk, in each life
         self.database = CountingDatabase(self.database.connection)
 
     async def live(
@@ -68,7 +72,9 @@ class Mortal(Box):
         """
         self.clock.now_ns += ALONE_NS
         self.dirty.clear()
-        self.plan = self.database.plan = FaultPlan([Fault(None, nth=until)] if until else [])
+        self.stops.clear()
+        death = [Fault(None, nth=until)] if until else []
+        self.plan = self.database.plan = FaultPlan([*self.faults, *death])
         self.through = FaultyFileSystem(self.fs, self.plan)
         try:
             await self._live(saves)
@@ -96,7 +102,7 @@ class Mortal(Box):
             for other in self.others:
                 self.take_from(other)
             await self.apply()
-            if not self.folder.pending and not self.dirty:
+            if self.stops or (not self.folder.pending and not self.dirty):
                 return
             self.dirty.clear()
             await self.scan()
@@ -112,12 +118,17 @@ class Mortal(Box):
             memory_size_max=MEMORY_SIZE_MAX,
         )
 
+    def make_patching(self) -> Patching:
+        """See `Box`."""
+        keep = self.history.keep_blocks
+        return Patching(self.folder, self.port, InlineThreads(), keep, size_min=PATCH_SIZE_MIN)
+
     def twin(self, memo: dict[int, Any]) -> Mortal:
         """Another device in just this state; `memo` is one for all that know each other."""
         twin = copy.copy(self)
         twin.fs, twin.clock = copy.deepcopy((self.fs, self.clock), memo)
         twin.random = SeededRandom(next(FRESH))
-        twin.dirty = list(self.dirty)
+        twin.dirty, twin.stops = [], []
         connection = sqlite3.connect(":memory:", isolation_level=None)
         self.database.connection.backup(connection)
         twin.database = CountingDatabase(connection)
@@ -128,9 +139,11 @@ class Mortal(Box):
         self.fs.power_cut(random.Random(seed))
 
     def contents(self, *, below: str = "") -> set[bytes]:
-        """Every file's bytes, those in `.shoal` included."""
+        """Every file's bytes, those in `.shoal` included; of sealed blocks, whose bytes are never
+        the same twice, the names.
+        """
         return {
-            what
+            path.encode() if path.startswith(STORE) else what
             for path, what in self.fs.snapshot().items()
             if isinstance(what, bytes) and path.startswith(below)
         }
@@ -146,12 +159,11 @@ def twins(boxes: Sequence[Mortal]) -> list[Mortal]:
     return made
 
 
-def mortals(count: int, *, exchanges: bool = True) -> list[Mortal]:
+def mortals(count: int, *, exchanges: bool = True, clones: bool = False) -> list[Mortal]:
     """Devices that are members of one folder already; all share one clock."""
     clock = StepClock()
-    return members(
-        [
-            Mortal(n, MemoryFileSystem(clock=clock.wall_ns, exchanges=exchanges), clock)
-            for n in range(1, count + 1)
-        ]
-    )
+
+    def disk() -> MemoryFileSystem:
+        return MemoryFileSystem(clock=clock.wall_ns, exchanges=exchanges, clones=clones)
+
+    return members([Mortal(n, disk(), clock) for n in range(1, count + 1)])

@@ -33,6 +33,7 @@ from node.sync.folder import Folder
 from node.sync.intake import Intake
 from node.sync.merge import Merges
 from node.sync.merge_inquiry import AssembledTexts
+from node.sync.patching import Patching
 from node.sync.scan import Scan, ScanReport
 from transport.identity import Identity
 
@@ -91,6 +92,7 @@ class Box:
         self.database = open_database(None)
         self.others: list[Box] = []
         self.dirty: list[str] = []
+        self.stops: list[str] = []  # why the folder was stopped
         self.merging = True
         self.fetched = 0  # blocks from other disks
         make_layout(fs)
@@ -113,6 +115,7 @@ class Box:
         self.history = History(
             self.folder, self.port, InlineThreads(), self.sealed, allowed=self._always
         )
+        self.patching = self.make_patching()
 
     @property
     def port(self) -> FileSystem:
@@ -189,6 +192,10 @@ class Box:
         """What brings files together on `fs`."""
         return Assembler(fs, InlineThreads(), self, self.folder.block_key)
 
+    def make_patching(self) -> Patching:
+        """What changes large files in place."""
+        return Patching(self.folder, self.port, InlineThreads(), self.history.keep_blocks)
+
     async def apply(self, fs: FileSystem | None = None) -> Apply:
         """Carry out what is pending, until nothing moves."""
         assembler = self.make_assembler(fs or self.port)
@@ -211,7 +218,9 @@ class Box:
             assembler,
             ignored=lambda _path, _directory: False,
             dirty=self.dirty.append,
-            allowed=lambda: True,
+            allowed=lambda: not self.stops,
+            patching=self.patching,
+            stop=self.stops.append,
             held=merges.holds,
         )
         async with trio.open_nursery() as nursery:

@@ -176,9 +176,9 @@ class Merges:
         key = self._attempts[item]
         try:
             with trio.move_on_after(HOLD_S):
+                if self._candidate(item) is None:
+                    await trio.sleep_forever()  # perhaps another device merges
                 async with self._places:
-                    if self._candidate(item) is None:
-                        await trio.sleep_forever()  # perhaps another device merges
                     await self._merge(item, key)
         except (OSError, ShoalError) as error:
             logger.debug("%s is not merged: %s", item, error)

@@ -15,7 +15,7 @@ from crdt.errors import ShoalError
 from node.control.client import ControlClient
 from node.control.facade import Keep
 from node.control.shapes import to_json
-from tests.support.processes import Device, two_members
+from tests.support.processes import Device, members, two_members
 from tests.support.trees import Tree, snapshot, wait_for, wait_until_equal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -143,6 +143,27 @@ def test_a_long_note_that_both_overwrite_is_merged(place: Place) -> None:
     assert [path.name for path in place.a.iterdir()] == ["long.md"]
 
 
+def test_three_devices_merge_what_each_wrote_alone(tmp_path: Path) -> None:
+    with members(tmp_path, "anna", "ben", "carla") as devices:
+        paths = [device.directory / "note.md" for device in devices]
+        write(paths[0], NOTE)
+        for path in paths:
+            wait_for(path.exists)
+        devices[0].wait(devices=3)
+        for device in devices:
+            device.stop()
+        for path, word in zip(paths, ("Title", "First", "Second"), strict=True):
+            write(path, NOTE.replace(word, word.upper()))
+        for device in devices:
+            device.up()
+        wanted = (
+            NOTE.replace("Title", "TITLE").replace("First", "FIRST").replace("Second", "SECOND")
+        )
+        roots = [device.directory for device in devices]
+        wait_until_equal(*roots, expected=lambda _: paths[0].read_text() == wanted)
+        assert [path.name for path in roots[0].iterdir() if path.name != ".shoal"] == ["note.md"]
+
+
 def test_what_is_named_in_shoalnomerge_is_never_merged(place: Place) -> None:
     rules = place.anna.directory / ".shoalnomerge"
     rules.write_text(f"/{place.name}/*.txt\n")
@@ -189,8 +210,9 @@ def test_show_is_a_three_way_difference(place: Place) -> None:
         assert {"+Anna's paragraph.", "+Ben's paragraph."} <= set(lines)
 
 
-@pytest.mark.parametrize("by_copy", [False, True])
-@pytest.mark.parametrize(("keep", "left"), [(Keep.MINE, "Anna's"), (Keep.THEIRS, "Ben's")])
+@pytest.mark.parametrize(
+    ("keep", "left", "by_copy"), [(Keep.MINE, "Anna's", False), (Keep.THEIRS, "Ben's", True)]
+)
 def test_keeping_one_ends_it_on_all_devices(
     place: Place, keep: Keep, left: str, by_copy: bool
 ) -> None:

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from crdt.errors import ShoalError
-from crdt.ids import FolderId
+from crdt.ids import FolderId, ItemId
 from crdt.roster_make import genesis_ops, share_ops
 from crdt.roster_ops import Add, Role
 from crdt.slot import BlockRef
@@ -38,6 +38,9 @@ from node.sync.scan import Scan, ScanReport
 from transport.identity import Identity
 
 B = TypeVar("B", bound="Box")
+
+
+HELD_MAX = 8  # looks at an item that is held up
 
 
 class StepClock:
@@ -94,6 +97,7 @@ class Box:
         self.dirty: list[str] = []
         self.stops: list[str] = []  # why the folder was stopped
         self.merging = True
+        self._held: dict[ItemId, int] = {}
         self.fetched = 0  # blocks from other disks
         make_layout(fs)
 
@@ -221,7 +225,7 @@ class Box:
             allowed=lambda: not self.stops,
             patching=self.patching,
             stop=self.stops.append,
-            held=merges.holds,
+            held=lambda shown: merges.holds(shown) and self._has_patience(shown.item),
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(merges.serve)
@@ -229,6 +233,11 @@ class Box:
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
         return service
+
+    def _has_patience(self, item: ItemId) -> bool:
+        """As if the time for which a merge may hold an item up were over after some applies."""
+        self._held[item] = self._held.get(item, 0) + 1
+        return self._held[item] <= HELD_MAX
 
     @contextlib.contextmanager
     def dying_before_it_records(self) -> Iterator[None]:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from crdt.ids import ROOT
+from crdt.roster_ops import Role
 from node.sync import base_texts
 from node.sync.base_texts import BaseTexts
+from tests.node.sync.test_effects import set_role
 from tests.node.sync.test_two_folders import settle_all
 from tests.support.two_folders import Box, InlineThreads, boxes, exchange
 
@@ -193,6 +195,39 @@ async def test_one_device_alone_may_merge() -> None:
         await members[1 - number].settle()
         await settle_all(a, b)
         assert a.tree() == {"note.md": all_upper(2)}
+
+
+async def test_a_reader_writes_nothing_and_sees_no_copy_while_others_merge() -> None:
+    a, b, c = await offline(3)
+    c.fs.write_file("note.md", NOTE)
+    await settle_all(a, c)
+    set_role(a, c, Role.READER)
+    exchange(a, c)
+    edit(a, "note.md", b"Title", b"TITLE")
+    await a.settle()
+    before = c.folder.have[c.identity.device]
+    c.take_from(a)
+    c.take_from(b)
+    await c.apply()
+    assert c.folder.tree.totals().conflicts == 1
+    assert set(c.tree()) == {"note.md"}, "it waits for others to merge"
+    await settle_all(a, b)
+    c.take_from(a)
+    await c.settle()
+    assert c.tree() == a.tree()
+    assert set(c.tree()) == {"note.md"}
+    assert c.folder.have[c.identity.device] == before
+
+
+async def test_a_reader_shows_the_copy_if_nobody_merges() -> None:
+    a, b, c = await offline(3)
+    c.fs.write_file("note.md", NOTE)
+    await settle_all(a, c)
+    set_role(a, c, Role.READER)
+    c.take_from(a)
+    c.take_from(b)
+    await c.settle()
+    assert len(c.tree()) == 2
 
 
 async def test_an_edit_that_no_scan_has_seen_is_never_overtaken() -> None:

@@ -10,7 +10,7 @@ FOLDER := $(patsubst ~/%,$(HOME)/%,$(DIR))
 
 .DEFAULT_GOAL := help
 .PHONY: help install up demo test test-impaired test-kills test-races test-editors test-fast simulate format lock clean
-.PHONY: test-crashes
+.PHONY: test-crashes test-meetings
 .PHONY: bench bench-quick
 .PHONY: check check-format check-lint check-types check-imports
 
@@ -21,6 +21,7 @@ help:
 	@echo 'make test-impaired    real nodes over a network that loses every third datagram'
 	@echo 'make test-races       a person who saves, at every moment of a sync'
 	@echo 'make test-crashes     a process that stops twice, at every pair of operations'
+	@echo 'make test-meetings    what people did at the same time, in every order of meeting'
 	@echo 'make test-editors     how editors, git and SQLite save, ten times as long as in `make test`'
 	@echo 'make check            format, lint, types, imports, style, fast tests'
 	@echo 'make simulate         SEEDS=200 simulated worlds, or SEED=n: one, with its trace'
@@ -60,6 +61,9 @@ test-races: $(STAMP)
 
 test-crashes: $(STAMP)
 	SHOAL_CRASHES=all $(BIN)/python -m pytest -q --timeout 3600 $(TESTS) tests/node/sync/test_crash_points.py
+
+test-meetings: $(STAMP)
+	SHOAL_MEETINGS=all $(BIN)/python -m pytest -q $(TESTS) tests/integration/test_section4_table.py
 
 test-editors: $(STAMP)
 	SHOAL_EDITOR_TURNS=10 $(BIN)/python -m pytest -q $(TESTS) tests/integration/test_editors.py

@@ -8,7 +8,7 @@ import sys
 from itertools import permutations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crdt.merge_text import TEXT_SIZE_MAX, Head, is_prose, is_text, merge_texts
@@ -155,6 +155,7 @@ edits = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(lines, edits, edits, st.booleans())
 def test_it_is_commutative_and_holds_what_both_wrote(
     ancestor: str, mine: list[tuple[int, int, str]], theirs: list[tuple[int, int, str]], prose: bool
@@ -167,6 +168,7 @@ def test_it_is_commutative_and_holds_what_both_wrote(
                 assert (f"{who}{number}" in text) <= (f"{who}{number}" in merged)
 
 
+@settings(deadline=None)
 @given(lines, st.lists(edits, min_size=3, max_size=3), st.booleans())
 def test_three_merge_alike_in_every_order(
     ancestor: str, made: list[list[tuple[int, int, str]]], prose: bool
@@ -189,6 +191,7 @@ def test_one_version_twice_is_not_merged() -> None:
     assert merge_texts(b"a\n", heads, prose=True) is None
 
 
+@settings(deadline=None)
 @given(lines, edits, st.booleans())
 def test_one_side_unchanged_gives_the_other(
     ancestor: str, mine: list[tuple[int, int, str]], prose: bool
@@ -198,6 +201,7 @@ def test_one_side_unchanged_gives_the_other(
     assert merge(ancestor, text, text, prose=prose) == text
 
 
+@settings(deadline=None)
 @given(lines, lines, edits, edits)
 def test_distant_changes_always_merge(
     above: str, below: str, mine: list[tuple[int, int, str]], theirs: list[tuple[int, int, str]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crdt.text_diff import DIFFERENCES_MAX, differences
@@ -11,6 +11,7 @@ from crdt.text_diff import DIFFERENCES_MAX, differences
 pieces = st.lists(st.sampled_from([b"a", b"b", b"c"]), max_size=9)
 
 
+@settings(deadline=None)
 @given(pieces, pieces)
 def test_they_make_the_new_list_with_the_fewest_steps(old: list[bytes], new: list[bytes]) -> None:
     blocks = differences(old, new)

@@ -222,7 +222,8 @@ def wire_folder(
     read of logs that were lost, looked at only where needed. An index is `rebuilt` when it is a new
     one in the place of a damaged one. `cache` is where texts are kept for merging; None for memory.
     """
-    make_layout(fs)
+    with contextlib.suppress(OSError):  # the engine tries again, and says what is wrong
+        make_layout(fs)
     folder = Folder(
         folder=config.folder,
         database=database,

@@ -47,7 +47,12 @@ def unrest(devices: Sequence[Device]) -> str:
         engine = device.engine
         if engine is None:
             lines.append(f"{device} does not run")
-        elif engine.state != "in sync" or engine.needs().files or not engine.scans.quiet:
+        elif (
+            engine.state != "in sync"
+            or engine.needs().files
+            or not engine.scans.quiet
+            or engine.scans.later
+        ):
             waits = [waiting.reason for waiting in engine.apply.waiting.values()]
             why = f"{engine.stopped or ''} {engine.needs()}, waits for {waits}"
             lines.append(f"{device} is {engine.state}: {why}")

@@ -9,10 +9,13 @@ a person's action, or the end of the process.
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
+
+import trio
 
 from node.files.faulty import Crash, Fault, FaultPlan, Operation
 from node.index.database import Database
@@ -32,6 +35,8 @@ READING: Final = frozenset(
 SYNCING: Final = frozenset({Operation.FILE_FSYNC, Operation.FSYNC_DIRECTORY, Operation.SYNC})
 NEVER: Final = frozenset({Operation.FREE_BYTES, Operation.IS_ATTACHED})
 WRITING: Final = frozenset(Operation) - READING - SYNCING - NEVER
+PLACING: Final = frozenset({Operation.RENAME, Operation.EXCHANGE})
+IN_FLIGHT_S: Final = 1.0
 KINDS: Final = {"reads": READING, "syncs": SYNCING, "writes": WRITING}
 
 
@@ -66,7 +71,7 @@ class Life(FaultPlan):
     armed: list[Armed] = field(default_factory=list)
     interruptions: list[Interruption] = field(default_factory=list)
     struck: int = 0
-    commits: int = 0
+    placed: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=100))
 
     def next_fault(self, operation: Operation, path: str) -> Fault | None:
         """See `FaultPlan`."""
@@ -75,6 +80,8 @@ class Life(FaultPlan):
         self._interrupt()
         self.counts[operation] += 1
         self.note(f"{operation} {path}")
+        if operation in PLACING:
+            self.placed.append((trio.current_time(), path))
         if self.counts[operation] > OPERATIONS_MAX:
             raise EndlessError(f"{OPERATIONS_MAX} times {operation}")
         for fault in self.armed:
@@ -107,7 +114,11 @@ class Life(FaultPlan):
     def commit(self) -> None:
         """The index is about to commit; the process may die before it, or right after it."""
         self._interrupt()
-        self.commits += 1
+
+    def in_flight(self) -> set[str]:
+        """Where something was put so lately that the index may not know of it yet."""
+        since = trio.current_time() - IN_FLIGHT_S
+        return {path for at, path in self.placed if at >= since}
 
 
 class SimDatabase(Database):

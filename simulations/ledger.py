@@ -6,8 +6,9 @@ deletes something has seen what lay there at that moment, so:
 
 1. A version that nobody replaced who had seen it must be there when the world has settled: as it
    was saved, or, where texts were merged, with its mark in the merged text.
-2. A line on which only one device acted since the world last was the same everywhere must be just
-   what that device left: its newest content once, or nothing if it was deleted. Nothing older.
+2. What was replaced or deleted does not come back, and nothing is there twice: in the lines on
+   which only one device acted since the world last was the same everywhere. Where several acted at
+   once nobody can say what they had seen of names and modes, so old content may well live on.
 
 A power cut takes what was not synced: such versions oblige nobody unless they are on that disk
 after the cut, and what they replaced counts again if it is there instead.
@@ -33,6 +34,7 @@ class Version:
     device: str
     replaced: str = ""  # by whom, and how
     unsure: bool = False  # a power cut may have taken it
+    lingers: bool = False  # replaced, and yet there when the world last settled
 
     @property
     def must_be_there(self) -> bool:
@@ -55,7 +57,7 @@ class Ledger:
 
     versions: dict[bytes, Version] = field(default_factory=dict)
     touched: dict[int, set[str]] = field(default_factory=dict)
-    newest: dict[int, bytes | None] = field(default_factory=dict)
+    left: dict[tuple[str, str], set[int]] = field(default_factory=dict)  # places lines went from
     blurred: set[int] = field(default_factory=set)  # lines that rule 2 says nothing of
     volatile: dict[str, list[Volatile]] = field(default_factory=dict)
     _lines: int = 0
@@ -70,9 +72,9 @@ class Ledger:
         return [self.versions[mark] for mark in dict.fromkeys(marks) if mark in self.versions]
 
     def saved(
-        self, device: str, mark: bytes, data: bytes, over: bytes | None, *, durable: bool
+        self, device: str, path: str, mark: bytes, data: bytes, over: bytes | None, *, durable: bool
     ) -> None:
-        """`device` saved `data`, having seen `over` in its place."""
+        """`device` saved `data` at `path`, having seen `over` there."""
         before = self.seen(over)
         lines = {version.line for version in before}
         if not lines:
@@ -80,15 +82,15 @@ class Ledger:
             lines = {self._lines}
         line = min(lines)
         version = self.versions[mark] = Version(mark, data, line, device)
-        self.newest[line] = data
+        # What takes the place of a file just deleted is an edit of it, for all that one can tell.
+        lines = lines | self.left.get((device, path), set())
         self._note(device, lines, version, before, f"overwritten on {device}", durable=durable)
 
-    def removed(self, device: str, data: bytes | None, *, durable: bool = False) -> None:
+    def removed(self, device: str, path: str, data: bytes | None, *, durable: bool = False) -> None:
         """`device` deleted a file that held `data`."""
         before = self.seen(data)
         lines = {version.line for version in before}
-        for line in lines:
-            self.newest[line] = None
+        self.left.setdefault((device, path), set()).update(lines)
         self._note(device, lines, None, before, f"deleted on {device}", durable=durable)
 
     def moved(self, device: str, data: bytes | None) -> None:
@@ -96,8 +98,10 @@ class Ledger:
         for version in self.seen(data):
             self.touched.setdefault(version.line, set()).add(device)
 
-    def copied(self, data: bytes | None) -> None:
-        """There are two files with this content from now on."""
+    def blur(self, data: bytes | None) -> None:
+        """Rule 2 holds no more for the lines of this content: there are two of it, or a crash left
+        open whether it was seen.
+        """
         self.blurred |= {version.line for version in self.seen(data)}
 
     def _note(
@@ -117,6 +121,7 @@ class Ledger:
         replaced = [version for version in before if not version.replaced]
         for version in before:
             version.replaced = version.replaced or how
+            version.lingers = False
         if not durable:
             change = Volatile(lines, saved, replaced)
             self.volatile.setdefault(device, []).append(change)
@@ -134,10 +139,13 @@ class Ledger:
                     version.replaced = ""
         return lost
 
-    def settled(self) -> None:
-        """Everybody has seen everything."""
+    def settled(self, visible: Iterable[bytes]) -> None:
+        """Everybody has seen everything; these contents are there."""
+        contents = set(visible)
         self.touched.clear()
-        self.newest.clear()
+        self.left.clear()
+        for version in self.versions.values():
+            version.lingers = bool(version.replaced) and version.data in contents
 
     # --- the rules ------------------------------------------------------------------------------
 
@@ -151,21 +159,15 @@ class Ledger:
                     yield version
 
     def wrong(self, visible: list[bytes]) -> Iterator[str]:
-        """Rule 2: lines that are not what their only author left."""
-        for line, devices in self.touched.items():
-            if len(devices) > 1 or line in self.blurred:
+        """Rule 2: what is there too often, or should be there no more."""
+        for version in self.versions.values():
+            devices = self.touched.get(version.line, set())
+            if len(devices) != 1 or version.line in self.blurred or version.lingers:
                 continue
-            (device,) = devices
-            versions = [one for one in self.versions.values() if one.line == line]
-            if line not in self.newest:
-                continue  # only renamed: rule 1 is enough
-            newest = self.newest[line]
-            for version in versions:
-                wanted = int(version.data == newest)
-                count = visible.count(version.data)
-                if count != wanted and version.data:
-                    yield (
-                        f"{version.mark.decode()} of {version.device}, "
-                        f"{version.replaced or 'the newest'}, is there {count} times, "
-                        f"not {wanted}: only {device} acted on this file"
-                    )
+            count, allowed = visible.count(version.data), int(not version.replaced)
+            if count > allowed:
+                yield (
+                    f"{version.mark.decode()} of {version.device}, "
+                    f"{version.replaced or 'the newest'}, is there {count} times, not {allowed}: "
+                    f"only {min(devices)} acted on this file"
+                )

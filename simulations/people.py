@@ -116,7 +116,7 @@ class Person:
         mark = self.ledger.new_mark()
         data = self._content(place, size, mark)
         self._write(place, data, how, durable=durable)
-        self.ledger.saved(self.name, mark, data, before, durable=durable)
+        self.ledger.saved(self.name, place, mark, data, before, durable=durable)
         self.note(f"{self.name} saves {mark.decode()} as {place}, {len(data)} bytes")
 
     def _edit(self, what: float, how: float, size: int, durable: bool) -> None:
@@ -131,7 +131,7 @@ class Person:
             lines[int(how * len(lines))] = mark
             data = b"\n".join(lines)
         self._write(path, data, how, durable=durable)
-        self.ledger.saved(self.name, mark, data, before, durable=durable)
+        self.ledger.saved(self.name, path, mark, data, before, durable=durable)
         self.note(f"{self.name} edits {path}: {mark.decode()}, {len(data)} bytes")
 
     def _append(self, what: float, _where: float, _size: int, durable: bool) -> None:
@@ -148,7 +148,8 @@ class Person:
         file.write_at(size, mark + b"\n")
         if durable:
             file.fsync()
-        self.ledger.saved(self.name, mark, before + mark + b"\n", before, durable=False)
+        data = before + mark + b"\n"
+        self.ledger.saved(self.name, path, mark, data, before, durable=False)
         self.note(f"{self.name} appends {mark.decode()} to {path}")
 
     def _slow(self, what: float, where: float, _size: int, _durable: bool) -> None:
@@ -207,7 +208,7 @@ class Person:
             return
         gone = self.fs.read_file(other)
         self.fs.replace(one, other)
-        self.ledger.removed(self.name, gone)
+        self.ledger.removed(self.name, other, gone)
         self.ledger.moved(self.name, self.fs.read_file(other))
         self.note(f"{self.name} moves {one} over {other}")
 
@@ -216,7 +217,7 @@ class Person:
         directory = self._pick(["", *self.directories()], where)
         target = self._free(directory, f"copy of {split_parent(path)[1]}"[-60:])
         data = self.fs.read_file(path)
-        self.ledger.copied(data)
+        self.ledger.blur(data)
         self.fs.write_file(target, data)
         self.note(f"{self.name} copies {path} to {target}")
 
@@ -240,7 +241,7 @@ class Person:
         content = self.tree()[path]
         self.fs.unlink(path)
         if isinstance(content, bytes):
-            self.ledger.removed(self.name, content)
+            self.ledger.removed(self.name, path, content)
 
     def _delete(self, what: float, _where: float, _size: int, _durable: bool) -> None:
         path = self._pick(self.files(), what)

@@ -412,8 +412,9 @@ class Apply:
         """Nothing can be done while places are permuted: move one item out of the way."""
         for occupant in blocked:
             item = occupant.item
-            source = self._folder.disk.path(item)
-            if item in self._folder.pending and item not in self.waiting and source is not None:
+            source, waits = self._folder.disk.path(item), self.waiting.get(item)
+            is_due = waits is None or waits.retry_at <= self._looked_at
+            if item in self._folder.pending and is_due and source is not None:
                 target = f".shoal/tmp/{item.hex()}.parked"
                 return [Job(item, None, occupant, Relocate(source, target, occupant))]
         return []

@@ -26,7 +26,7 @@ from crdt.version_vector import EMPTY, VersionVector
 from node.files.ignore import TEXT_BYTES_MAX, IgnoreRules
 from node.files.layout import IGNORE_FILE, NO_MERGE_FILE
 from node.files.port import FileSystem
-from node.files.root_marker import RootId, RootState, check_root
+from node.files.root_marker import RootId, RootState, check_root, make_layout
 from node.files.watcher import Dirty, Limited, Rescan, Watcher, WatchEvent
 from node.history.keeper import History
 from node.history.sealed import SealedBlocks
@@ -54,6 +54,7 @@ from node.sync.watch import ScanService
 
 logger = logging.getLogger("shoal.engine")
 
+PREPARE_AGAIN_S: Final = 30.0  # after the disk or the root was not what it should be at the start
 RESTART_DELAY_S: Final = 1.0  # before a service that failed is started again
 SETTLE_SCAN_FILES_MAX: Final = 50_000  # below this `wait` looks at every file first
 WARNINGS_MAX: Final = 200
@@ -325,21 +326,11 @@ class FolderEngine:
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled."""
-        if not await self.root_is_ours():
-            self.stop("the folder cannot be looked at; nothing was changed")
+        while (notes := await self._prepare()) is None:
             task_status.started()
-            await trio.sleep_forever()
-        try:
-            await self.threads.run(self.fs.sync)
-            notes = recover(self.folder, self.fs)
-        except OSError as error:
-            self.stop(
-                f"its disk fails ({error.strerror}), so nothing is sent or changed; your files are "
-                "as they are. Start the node again once the disk works."
-            )
-            task_status.started()
-            await trio.sleep_forever()
-        for note in (*notes, *settle_effects(self.folder)):
+            task_status = trio.TASK_STATUS_IGNORED
+            await trio.sleep(PREPARE_AGAIN_S)
+        for note in notes:
             self.warn("", note)
         self._mind_removal()
         await self._load_rules()
@@ -363,6 +354,23 @@ class FolderEngine:
             for bell in (self.folder.advanced, self.apply.changed, self.scans.done):
                 nursery.start_soon(self._ring_on, bell)
             task_status.started()
+
+    async def _prepare(self) -> list[str] | None:
+        """Deal with what a crash left; returns notes for people, None while the disk fails."""
+        self.stopped = None
+        if not await self.root_is_ours():
+            self.stop("the folder cannot be looked at; nothing was changed")
+            return None
+        try:
+            await self.threads.run(make_layout, self.fs)
+            await self.threads.run(self.fs.sync)
+            return [*recover(self.folder, self.fs), *settle_effects(self.folder)]
+        except OSError as error:
+            self.stop(
+                f"its disk fails ({error.strerror}), so nothing is sent or changed; your files are "
+                "as they are. It is tried again twice a minute."
+            )
+            return None
 
     async def _guard(self, service: Callable[[], Awaitable[None]]) -> None:
         """Run a service; start it again if a bug ends it."""

@@ -48,17 +48,24 @@ logger = logging.getLogger("shoal.scan")
 BATCH_FILES_MAX: Final = 1_000  # observations a commit
 READ_FILES_MAX: Final = 64  # files described in one visit to a worker thread
 READ_SIZE_MAX: Final = 8 * 1024 * 1024  # bytes in one such visit; a larger file goes alone
+FAILED_AGAIN_S: Final = 60.0  # what the disk refused to show
+MOVED_AGAIN_S: Final = 1.0  # a directory that moved; after what people wait for
 TWINS_MAX: Final = 8  # rows of equal content that are asked whether they moved
 
 
 @dataclass(slots=True)
 class ScanReport:
-    """What one run did; `retry` are paths that changed while they were read."""
+    """What one run did.
+
+    `retry` are paths that changed while they were read; `again` are trees to be looked at once more
+    after so many seconds.
+    """
 
     full: bool = False
     files: int = 0
     bytes: int = 0
     retry: set[str] = field(default_factory=set)
+    again: dict[str, float] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)
     local: dict[str, LocalChange] = field(default_factory=dict)  # what a reader's disk keeps
     looked: set[str] = field(default_factory=set)  # at these paths, if not at all
@@ -144,6 +151,16 @@ class Scan:
                 below = Below(directory, row.item, row.inode)
             await self._visit(below, names=frozenset(groups[directory]), deep=False)
 
+    async def tree(self, path: str) -> None:
+        """Look at a path, and at all that is below it."""
+        if not path:
+            await self._visit(Below("", ROOT, None), names=None, deep=True)
+            return
+        await self.paths([path])
+        row = self._folder.disk.resolve(path)
+        if row is not None and row.kind is Kind.DIRECTORY:
+            await self._visit(Below(path, row.item, row.inode), names=None, deep=True)
+
     async def finish(self) -> ScanReport:
         """Commit what is left, deletions last."""
         return await self._finish()
@@ -204,6 +221,7 @@ class Scan:
     def _warn_listing(self, listing: Listing) -> None:
         assert listing.error is not None
         if not is_gone(listing.error):
+            self.report.again[listing.path] = FAILED_AGAIN_S
             where = listing.path or "the folder itself"
             self.report.warnings[listing.path] = (
                 f"{where} cannot be listed ({listing.error.strerror}); "
@@ -227,6 +245,8 @@ class Scan:
                 self._take_move(source, parent, name, stat)
                 if source.kind is Kind.DIRECTORY:
                     below.append(Below(place, source.item, stat.inode))
+                    # Hints of what happened in it before go by the place where it lay.
+                    self.report.again[place] = MOVED_AGAIN_S
             else:
                 self._take_new(Candidate(place, parent, name, stat, None), below, candidates)
         replaced = {name for name, _ in found.new}
@@ -327,6 +347,7 @@ class Scan:
                 self.report.retry.add(candidate.path)
             elif not result.gone:
                 self.report.warnings[candidate.path] = result.reason
+                self.report.again[candidate.path] = FAILED_AGAIN_S
         self._progress(self.report.files, self.report.bytes)
         if len(self._batch) >= BATCH_FILES_MAX:
             await self._commit()
@@ -440,10 +461,11 @@ class Scan:
 
     async def _is_gone(self, row: DiskRow) -> bool:
         """Ask once more: a listing may miss what is renamed meanwhile."""
-        now = self._folder.disk.get(row.item)
-        if now is not None and (now.parent, now.name) != (row.parent, row.name):
+        disk = self._folder.disk
+        now = disk.get(disk.heir(row.item))
+        if now is not None and (now.parent, now.name) != (disk.heir(row.parent), row.name):
             return False  # the applier put it elsewhere since we looked
-        parent = self._folder.disk.path(row.parent)
+        parent = disk.path(disk.heir(row.parent))
         if parent is None:
             return False  # its directory is being moved or went itself, with all its rows
         try:

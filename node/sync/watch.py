@@ -81,9 +81,8 @@ class ScanService:
         self.done = Bell()  # rings after every scan
         self.progress: Progress | None = None
         self.first_done = False
-        self.is_unfinished = (
-            False  # a scan failed, and none of everything has come to its end since
-        )
+        self.is_unfinished = False  # a scan failed, and no full one has come to its end since
+        self.later: dict[str, float] = {}  # trees to be looked at once more, and when
 
     @property
     def quiet(self) -> bool:
@@ -103,9 +102,17 @@ class ScanService:
             self.everything()
         self._wake.ring()
 
+    def again(self, path: str, delay_s: float) -> None:
+        """Look at `path` and all that is below it after a while."""
+        self.later.setdefault(path, trio.current_time() + delay_s)
+        if len(self.later) > DIRTY_MAX:
+            self._full_at = min(self._full_at, trio.current_time() + delay_s)
+            self.later.clear()
+
     def everything(self) -> None:
         """The watcher lost track, or somebody asks: look at the whole folder soon."""
         self._due.clear()
+        self.later.clear()
         self._full_at = 0.0
         self._wake.ring()
 
@@ -129,21 +136,21 @@ class ScanService:
             if self._allowed() and now >= self._full_at:
                 self._full_at = now + self._full_every_s
                 self._due.clear()
+                self.later.clear()
                 await self._run(full=True)
-            elif self._allowed() and (ready := self._take_ready(now)):
+            elif self._allowed() and (ready := _take_ready(self._due, now)):
                 await self._run(full=False, paths=ready)
+            elif self._allowed() and (ready := _take_ready(self.later, now)):
+                await self._run(full=False, trees=ready)
             else:
-                next_at = min((*self._due.values(), self._full_at)) if self._allowed() else now + 1
+                dues = (*self._due.values(), *self.later.values(), self._full_at)
+                next_at = min(dues) if self._allowed() else now + 1
                 with trio.move_on_at(max(next_at, now + 0.001)):
                     await self._wake.wait_past(seen)
 
-    def _take_ready(self, now: float) -> set[str]:
-        ready = {path for path, due in self._due.items() if due <= now}
-        for path in ready:
-            del self._due[path]
-        return ready
-
-    async def _run(self, *, full: bool, paths: Iterable[str] = ()) -> None:
+    async def _run(
+        self, *, full: bool, paths: Iterable[str] = (), trees: Iterable[str] = ()
+    ) -> None:
         progress = self.progress = Progress(full)
 
         def advance(files: int, size: int) -> None:
@@ -151,6 +158,8 @@ class ScanService:
 
         scan = self._make_scan(advance)
         try:
+            for path in sorted(trees):
+                await scan.tree(path)
             report = await (scan.everything() if full else self._run_paths(scan, set(paths)))
         except Exception:
             # Its hints are spent; the next full scan finds what they stood for.
@@ -166,6 +175,8 @@ class ScanService:
         for path in report.retry:
             self._back_off(path)
         self.hint(sorted(report.retry))
+        for path, delay_s in report.again.items():
+            self.again(path, delay_s)
         self.done.ring()
 
     async def _run_paths(self, scan: Scan, paths: set[str]) -> ScanReport:
@@ -202,3 +213,10 @@ class ScanService:
         self._busy[path] = Busy(delay, now)
         if len(self._busy) > DIRTY_MAX:
             self._busy.clear()
+
+
+def _take_ready(dues: dict[str, float], now: float) -> set[str]:
+    ready = {path for path, due in dues.items() if due <= now}
+    for path in ready:
+        del dues[path]
+    return ready

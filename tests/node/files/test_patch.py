@@ -161,7 +161,10 @@ def test_half_a_journal_is_none(bench: Bench) -> None:
 @given(st.binary(max_size=2000), st.binary(min_size=1, max_size=2000), st.integers(0, 2000))
 def test_old_then_new_bytes_become_new_ones(old: bytes, new: bytes, cut: int) -> None:
     old = old[: len(new)]
-    for now in (new[:cut] + old[cut:], old[:cut] + new[cut:], old, new, old[:cut]):
+    filled = old.ljust(
+        len(new), b"\0"
+    )  # where only later bytes were written, a hole reads as zeros
+    for now in (new[:cut] + old[cut:], filled[:cut] + new[cut:], old, new, old[:cut]):
         assert mend(now, old, new) == new
 
 

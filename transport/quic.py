@@ -190,7 +190,7 @@ class QuicLink:
 
     async def _read(self) -> None:
         assert self._udp is not None
-        while True:
+        while not self._closing:  # another task may have closed the socket since we were woken
             await self._udp.wait_readable()
             self._receive(self._udp.receive())
 
@@ -207,6 +207,8 @@ class QuicLink:
         assert self._udp is not None
         while True:
             await self._blocked.wait()
+            if self._closing:
+                return
             await self._udp.wait_writable()
             sent, _ = self._udp.send(self._backlog)
             del self._backlog[:sent]

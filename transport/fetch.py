@@ -19,7 +19,8 @@ Rules:
    come, first served. Up to URGENT_PRIORITY a block goes in urgent requests, which have credit of
    their own and belong on a stream of their own, so that they never wait behind bulk. Each of the
    two asks again when half of its credit is back: in batches, and early enough.
-2. The peer with the fewest bytes in flight gets the next block, so that peers share the load.
+2. The peer with the fewest bytes in flight gets the next block, so that peers share the load. A
+   reserve (a relay, which is far away and shared by many) counts as having RESERVE_LOAD more.
 3. What is outstanding at one peer is bounded in blocks and bytes. Credit returns by its answers
    only: a peer that was given up may still send what it was asked for.
 4. A peer that says nothing for STALL_S, or takes longer than SLOW_S for a block, is slow: others
@@ -48,6 +49,7 @@ IN_FLIGHT_MAX: Final = WANT_MAX // 2  # blocks outstanding at one peer, urgent a
 BULK_SIZE_MAX: Final = 8 * 1024 * 1024  # bytes of bulk outstanding at one peer; bounds our memory
 URGENT_SIZE_MAX: Final = 2 * 1024 * 1024  # bytes of the urgent, beside that
 URGENT_PRIORITY: Final = 20  # transfers below 1 MiB
+RESERVE_LOAD: Final = 4 * 1024 * 1024  # bytes outstanding at others before a reserve is asked
 STALL_S: Final = 10.0  # without a byte while we wait; the link itself notices a dead peer in 20 s
 SLOW_S: Final = 60.0  # for one block, however steadily its bytes trickle
 RETRY_MIN_S: Final = 2.0  # before all are asked again for what none had
@@ -165,10 +167,11 @@ class _Peer:
     urgent: _Lane = field(default_factory=lambda: _Lane(URGENT_SIZE_MAX))
     bulk: _Lane = field(default_factory=lambda: _Lane(BULK_SIZE_MAX))
     slow: bool = False
+    reserve: bool = False
 
     @property
     def load(self) -> int:
-        return self.urgent.size + self.bulk.size
+        return self.urgent.size + self.bulk.size + RESERVE_LOAD * self.reserve
 
     def lane(self, want: _Wanted) -> _Lane:
         return self.urgent if want.urgent else self.bulk
@@ -224,10 +227,10 @@ class Fetcher:
 
     # --- peers ----------------------------------------------------------------------------------
 
-    def peer_added(self, device: DeviceId, *, now: float) -> list[Effect]:
-        """A peer that takes requests has connected."""
+    def peer_added(self, device: DeviceId, *, now: float, reserve: bool = False) -> list[Effect]:
+        """A peer that takes requests has connected; a `reserve` is asked where others are busy."""
         assert device not in self._peers, "one connection a peer"
-        peer = self._peers[device] = _Peer(device, now)
+        peer = self._peers[device] = _Peer(device, now, reserve=reserve)
         for block in self._own:
             open_want = self._wants[block]
             open_want.retry_at_s = None
@@ -309,6 +312,18 @@ class Fetcher:
                 effects += self._offer(want, now)
         return effects + self._fill(now)
 
+    def useless(
+        self, device: DeviceId, block: BlockId, length: int, priority: int, *, now: float
+    ) -> list[Effect]:
+        """What `device` just delivered is of no use: want it of others first."""
+        self.want(block, length, priority)
+        want, peer = self._wants[block], self._peers.get(device)
+        if peer is None:
+            return []
+        want.lacks.add(device)
+        peer.lacking.add(block)
+        return [*self._offer(want, now), *self._fill(now)]
+
     # --- time -----------------------------------------------------------------------------------
 
     def tick(self, now: float) -> list[Effect]:
@@ -351,7 +366,7 @@ class Fetcher:
             wanted=len(self._wants),
             unavailable=sum(self._wants[b].retry_at_s is not None for b in self._own),
             in_flight=sum(len(peer.asked) for peer in peers),
-            in_flight_bytes=sum(peer.load for peer in peers),
+            in_flight_bytes=sum(peer.urgent.size + peer.bulk.size for peer in peers),
             delivered=self._delivered,
             delivered_bytes=self._delivered_bytes,
             in_vain=self._in_vain,

@@ -49,6 +49,7 @@ from transport.relay_messages import (
     Host,
     Hosting,
     Lacking,
+    Notice,
     Offer,
     OpenDeposits,
     Put,
@@ -61,7 +62,7 @@ OPTIONAL_SIZE_MAX: Final = 64 * 1024  # bytes of a message that we do not know; 
 
 MessageType = type[Message]
 
-CONTROL: Final[frozenset[MessageType]] = frozenset({Hello, Have, Entries, Ack, Bye})
+CONTROL: Final[frozenset[MessageType]] = frozenset({Hello, Have, Entries, Ack, Bye, Notice})
 """What a control stream carries, either way."""
 WANTS: Final[frozenset[MessageType]] = frozenset({Want, Locate})
 """What a block stream carries from its opener, once open."""

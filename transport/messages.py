@@ -39,6 +39,7 @@ from transport.relay_messages import (
     Host,
     Hosting,
     Lacking,
+    Notice,
     Offer,
     OpenDeposits,
     Put,
@@ -389,6 +390,7 @@ Message = (
     | Depot
     | Offer
     | Lacking
+    | Notice
     | Put
     | Stored
     | Drop

@@ -86,6 +86,30 @@ class Hosting:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """On a control stream, for the person: why the relay takes nothing more; empty: it does again.
+
+    Optional: a node that does not know it passes it over.
+    """
+
+    full: str
+    type: ClassVar[int] = 128
+    size_max: ClassVar[int] = 1 * _KIB
+
+    def __post_init__(self) -> None:
+        check_text("full", self.full, 200)
+
+    def to_wire(self) -> dict[str, Any]:
+        """See the module."""
+        return {"full": self.full}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """See the module."""
+        return cls(get(wire, "full", str))
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """How far a relay's deposits for one folder have got.
 

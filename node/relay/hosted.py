@@ -62,6 +62,7 @@ class HostedFolder:
         self.lost = Bell()  # rings when a stored block turned out to be damaged
         self.usage = Usage()
         self.full = ""  # why tree entries are not taken any more
+        self.fullness = Bell()  # rings when `full` changes
         self._storage = storage
         self._identity = identity
         self._limits = limits
@@ -187,8 +188,13 @@ class HostedFolder:
         """Roster entries are always taken: they are few, and without them nobody is kept out."""
         size = len(entry.body) + len(entry.header.packed)
         over = self.usage.total_bytes + size > self._limits.folder_size_max
-        self.full = "the folder's quota is used up" if over else ""
+        self._set_full("the folder's quota is used up" if over else "")
         return over
+
+    def _set_full(self, why: str) -> None:
+        if self.full != why:
+            self.full = why
+            self.fullness.ring()
 
     async def _store(self, work: _Batch) -> None:
         if not work.accepted:
@@ -196,7 +202,7 @@ class HostedFolder:
         try:
             await self._storage.append(self.id, work.accepted)
         except StorageFullError as error:
-            self.full = "the relay's disk is full"
+            self._set_full("the relay's disk is full")
             self._counters.entries_over_quota_total += len(work.accepted)
             logger.warning("entries were not stored: %s", error)
             return

@@ -11,7 +11,7 @@ import hmac
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import trio
@@ -39,6 +39,14 @@ from transport.relay_messages import Host, Hosting, OpenDeposits
 logger = logging.getLogger("shoal.relay")
 
 FIRST_MESSAGE_TIMEOUT_S: Final = 10.0
+# At once, of one connection for one folder: each may hold one message, of which some are large.
+STREAMS_MAX: Final[dict[type[Message], int]] = {
+    Hello: 1,
+    OpenBlocks: 8,
+    OpenDeposits: 8,
+    Host: 1,
+    Join: 1,
+}
 _STATE_CODES: Final = {
     InvitationState.USED: CloseCode.INVITATION_USED,
     InvitationState.CLOSED: CloseCode.INVITATION_USED,
@@ -52,6 +60,7 @@ class _Peer:
 
     connection: Connection
     known: bool  # a member, or the sponsor of a folder
+    streams: Counter[tuple[type[Message], FolderId]] = field(default_factory=Counter)
 
 
 class Relay:
@@ -215,7 +224,12 @@ class Relay:
         if patience.cancelled_caught:
             raise PeerError("opened a stream and said nothing")
         first, rest = messages[0], messages[1:]
+        assert isinstance(first, Hello | OpenBlocks | OpenDeposits | Host | Join)
+        kind = type(first), first.folder
+        peer.streams[kind] += 1
         try:
+            if peer.streams[kind] > STREAMS_MAX[kind[0]]:
+                raise PeerError(f"opened more than {STREAMS_MAX[kind[0]]} streams of a kind")
             match first:
                 case Hello():
                     await self._control(peer, stream, decoder, messages)
@@ -227,9 +241,8 @@ class Relay:
                     await self._host(peer, stream, first)
                 case Join():
                     await self._join(peer, stream, first)
-                case _:
-                    raise PeerError(f"began a stream with {type(first).__name__}")
         finally:
+            peer.streams[kind] -= 1
             await stream.aclose()
 
     def _hosted(self, peer: _Peer, folder: FolderId) -> HostedFolder | None:

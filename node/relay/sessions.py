@@ -21,6 +21,7 @@ from node.sync.bell import Bell
 from transport.frames import FrameDecoder, encode
 from transport.link import Connection, Stream
 from transport.messages import Ack, Have, Message
+from transport.relay_messages import Notice
 from transport.session import (
     Deliver,
     Diverged,
@@ -81,6 +82,7 @@ class ControlSession:
             await self._receive(first)
             nursery.start_soon(self._advance, seen)
             nursery.start_soon(self._tick)
+            nursery.start_soon(self._notify)
             while data := await self._stream.receive_some():
                 await self._receive(self._decoder.feed(data))
             self._decoder.finish()
@@ -88,6 +90,8 @@ class ControlSession:
 
     async def _receive(self, messages: Sequence[Message]) -> None:
         for message in messages:
+            if isinstance(message, Notice):
+                continue
             async with self._lock:
                 if isinstance(message, Have | Ack):
                     heads = [(device, message.have[device]) for device in message.heads]
@@ -107,6 +111,15 @@ class ControlSession:
             seen = await hosted.advanced.wait_past(seen)
             async with self._lock:
                 await self._carry(self._session.advanced(hosted.have, EMPTY, hosted.heads))
+
+    async def _notify(self) -> None:
+        seen, told = 0, ""
+        while True:
+            if self._hosted.full != told:
+                told = self._hosted.full
+                self._outbox.append(Notice(told))
+                self._posted.ring()
+            seen = await self._hosted.fullness.wait_past(seen)
 
     async def _tick(self) -> None:
         while True:

@@ -18,11 +18,13 @@ from typing import Final
 
 import trio
 
+from crdt.deposit import sealed_hash, verify_deposit
 from crdt.errors import IntegrityError, PeerError
 from crdt.ids import BlockId, DeviceId, ItemId
+from crdt.roster_ops import Role
 from crdt.seal import EpochKey
 from crdt.slot import BlockRef
-from node.blocks.codec import open_block, seal_block
+from node.blocks.codec import epoch_of, open_block, seal_block
 from node.blocks.read import read_block
 from node.files.port import FileSystem
 from node.history.sealed import SealedBlocks
@@ -88,6 +90,7 @@ class BlockExchange:
         self._outboxes: dict[tuple[DeviceId, bool], _Outbox] = {}
         self._changed = Bell()
         self.on_mismatch: Callable[[ItemId], None] = lambda _: None
+        self.on_fault: Callable[[str], None] = lambda _: None
         self.received_size = 0  # bytes of plaintext from peers, since the start
 
     def statistics(self) -> FetchStatistics:
@@ -199,7 +202,8 @@ class BlockExchange:
         self._connections[peer] = connection
         for urgent in lanes:
             self._outboxes[peer, urgent] = _Outbox()
-        self._carry(self._fetcher.peer_added(peer, now=trio.current_time()))
+        relay = self._folder.roster.role(peer) is Role.RELAY
+        self._carry(self._fetcher.peer_added(peer, now=trio.current_time(), reserve=relay))
         try:
             async with trio.open_nursery() as nursery:
                 for urgent, stream in lanes.items():
@@ -231,12 +235,12 @@ class BlockExchange:
 
     def _take_answer(self, peer: DeviceId, message: Message, now: float) -> None:
         match message:
-            case Block(request=request, block=block, sealed=sealed):
-                size = len(sealed)
+            case Block(request=request, block=block):
+                size = len(message.sealed)
                 effects = self._fetcher.received(peer, request, block, size, now=now)
                 self._carry(effects)
                 if effects and effects[0] == Deliver(block):
-                    self._deliver(block, sealed)
+                    self._deliver(peer, message)
             case Missing(request=request, blocks=blocks):
                 self._carry(self._fetcher.missing(peer, request, blocks, now=now))
             case Here(blocks=blocks):
@@ -245,19 +249,42 @@ class BlockExchange:
             case _:
                 raise PeerError(f"sent {type(message).__name__} where blocks were expected")
 
-    def _deliver(self, block: BlockId, sealed: bytes) -> None:
+    def _deliver(self, peer: DeviceId, message: Block) -> None:
+        block = message.block
         awaited = self._awaited.get(block)
         if awaited is None:
             return
         try:
-            data = open_block(self._folder.keys, awaited.ref, sealed)
+            data = open_block(self._folder.keys, awaited.ref, message.sealed)
         except IntegrityError as error:
-            self._fetcher.want(block, awaited.ref.length, 0)  # of somebody else
-            raise PeerError(f"sent a block that is not what it should be: {error}") from None
+            self._pass_over(peer, message, awaited.ref.length, error)
+            return
         del self._awaited[block]
         self.received_size += len(data)
         awaited.data = data
         awaited.arrived.set()
+
+    def _pass_over(
+        self, peer: DeviceId, message: Block, length: int, error: IntegrityError
+    ) -> None:
+        """A block that does not open. It is the sender's fault, unless it is a relay's, which
+        cannot look into it: then it is the depositor's, if that one signed for these very bytes.
+        """
+        folder, now = self._folder, trio.current_time()
+        if folder.roster.role(peer) is Role.RELAY and message.depositor:
+            depositor = DeviceId(message.depositor)
+            digest, signature = sealed_hash(message.sealed), message.signature
+            if verify_deposit(depositor, folder.id, message.block, digest, signature):
+                if epoch_of(message.sealed) in folder.keys.epochs:
+                    name = folder.name_of(depositor)
+                    self.on_fault(
+                        f"{name} deposited something else than a block of this folder at relay "
+                        f"{peer.short}. It was not used; another device's copy is waited for."
+                    )
+                self._carry(self._fetcher.useless(peer, message.block, length, 0, now=now))
+                return
+        self._fetcher.want(message.block, length, 0)  # of somebody else
+        raise PeerError(f"sent a block that is not what it should be: {error}")
 
     def _carry(self, effects: Sequence[Effect]) -> None:
         self._changed.ring()  # what is due next may be due sooner now

@@ -115,7 +115,6 @@ class Depositor:
         self._known = Deposited()
         self._confirmed: set[tuple[int, ItemId]] = set()
         self._full = ""
-        self._warned = ""
         self._batch = _Batch()
         self._settled = trio.Event()
 
@@ -325,10 +324,4 @@ class Depositor:
         if why == self._full:
             return
         self._full = why
-        self._engine.warnings.pop(self._warned, None)
-        if why:
-            self._warned = (
-                f"relay {self._relay.short} is full: {why}. Nothing is lost; devices go on syncing "
-                "with each other directly."
-            )
-            self._engine.warn("", self._warned)
+        self._engine.relay_full(self._relay, why)

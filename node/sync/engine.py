@@ -131,6 +131,7 @@ class FolderEngine:
         self.rot = Rot(folder, fs, threads, hint=self.scans.hint)
         self.scrub = Scrub(folder, self.rot, allowed=self._may_work, warn=self.warn)
         self.blocks.on_mismatch = self.scrub.suspect
+        self.blocks.on_fault = lambda message: self.warn("", message)
         self.afterlook = Afterlook(
             folder, fs, threads, self.disk_lock, noted=self.apply.changed, found=self._recovered
         )
@@ -191,6 +192,17 @@ class FolderEngine:
             if at is not None:
                 self.deposited[relay] = at
             self.changed.ring()
+
+    def relay_full(self, relay: DeviceId, why: str) -> None:
+        """A relay says why it takes nothing more; empty: it does again."""
+        if self.folder.roster.role(relay) is not Role.RELAY:
+            return
+        start = f"relay {relay.short} is full"
+        for message in [one for one in self.warnings if one.startswith(start)]:
+            del self.warnings[message]
+        if why:
+            self.warn("", f"{start}: {why}. Nothing is lost; devices go on syncing directly.")
+        self.changed.ring()
 
     def holders(self) -> int:
         """How many devices hold the current state on their disks, this one included."""

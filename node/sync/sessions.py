@@ -24,6 +24,7 @@ from node.sync.engine import FolderEngine
 from transport.frames import FrameDecoder, encode
 from transport.link import Connection, LinkClosedError, Stream
 from transport.messages import Heads, Hello, Message, OpenBlocks
+from transport.relay_messages import Notice
 from transport.session import (
     Deliver,
     Diverged,
@@ -150,6 +151,9 @@ class _Control:
 
     def _receive(self, messages: Sequence[Message]) -> None:
         for message in messages:
+            if isinstance(message, Notice):
+                self._engine.relay_full(self._connection.peer, message.full)
+                continue
             self._carry(self._session.receive(message, now=trio.current_time()))
 
     async def _write(self) -> None:

@@ -473,3 +473,32 @@ def test_what_only_the_lost_peer_was_left_for_is_asked_again() -> None:
         driver.answer_all()
         driver.tick(10.0)
     assert not driver.fetcher.statistics().wanted
+
+
+def test_a_reserve_is_asked_where_others_are_busy_or_have_nothing() -> None:
+    driver = Driver()
+    driver.sources[ONE] = Source(None)
+    driver.carry(driver.fetcher.peer_added(ONE, now=0.0, reserve=True))
+    driver.add(TWO, None)
+    for number in range(4):
+        driver.want(number, 1024 * 1024, BULK)
+    driver.tick()
+    assert [len(driver.sources[peer].asked[False]) for peer in (ONE, TWO)] == [0, 4]
+    for number in range(4, 8):
+        driver.want(number, 1024 * 1024, BULK)
+    driver.tick()
+    assert driver.sources[ONE].asked[False], "the other one is busy"
+    driver.answer_all()
+    assert len(driver.delivered) == 8
+
+
+def test_what_was_useless_is_asked_of_others() -> None:
+    fetcher = Fetcher()
+    fetcher.want(block(1), 10, 0)
+    (request,) = fetcher.peer_added(ONE, now=0.0)
+    assert isinstance(request, Request)
+    fetcher.received(ONE, request.want.request, block(1), 10, now=0.0)
+    assert fetcher.useless(ONE, block(1), 10, 0, now=0.0) == [Unavailable(block(1))]
+    (request,) = fetcher.peer_added(TWO, now=0.0)
+    assert isinstance(request, Request)
+    assert (request.peer, request.want.blocks) == (TWO, (block(1),))

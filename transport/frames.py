@@ -53,6 +53,7 @@ from transport.relay_messages import (
     Offer,
     OpenDeposits,
     Put,
+    Seen,
     Stored,
 )
 
@@ -62,7 +63,7 @@ OPTIONAL_SIZE_MAX: Final = 64 * 1024  # bytes of a message that we do not know; 
 
 MessageType = type[Message]
 
-CONTROL: Final[frozenset[MessageType]] = frozenset({Hello, Have, Entries, Ack, Bye, Notice})
+CONTROL: Final[frozenset[MessageType]] = frozenset({Hello, Have, Entries, Ack, Bye, Notice, Seen})
 """What a control stream carries, either way."""
 WANTS: Final[frozenset[MessageType]] = frozenset({Want, Locate})
 """What a block stream carries from its opener, once open."""

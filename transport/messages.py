@@ -43,6 +43,7 @@ from transport.relay_messages import (
     Offer,
     OpenDeposits,
     Put,
+    Seen,
     Stored,
 )
 
@@ -390,6 +391,7 @@ Message = (
     | Depot
     | Offer
     | Lacking
+    | Seen
     | Notice
     | Put
     | Stored

@@ -6,10 +6,11 @@ Pure; values that check themselves. `Host` opens a stream on which a folder is b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Self
 
-from crdt.ids import BlockId, FolderId
+from crdt.ids import BlockId, DeviceId, FolderId
 from crdt.roster_ops import check_device_name
 from crdt.seal import SIGNATURE_SIZE
 from crdt.version_vector import COUNTER_MAX, VersionVector
@@ -27,6 +28,7 @@ from transport.fields import (
 )
 
 TOKEN_SIZE_MAX: Final = 128  # bytes
+RELAYS_MAX: Final = 8  # that are spoken of at once
 GENERATION_SIZE: Final = 16
 MARK_SIZE: Final = 16
 
@@ -107,6 +109,36 @@ class Notice:
     def from_wire(cls, wire: dict[str, Any]) -> Self:
         """See the module."""
         return cls(get(wire, "full", str))
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """On a control stream between members: what each relay last told to have. Optional."""
+
+    relays: Mapping[DeviceId, VersionVector]
+    type: ClassVar[int] = 129
+    size_max: ClassVar[int] = 64 * _KIB
+
+    def __post_init__(self) -> None:
+        if len(self.relays) > RELAYS_MAX:
+            raise ValueError(f"at most {RELAYS_MAX} relays")
+
+    def to_wire(self) -> dict[str, Any]:
+        """See the module."""
+        pairs = [[relay, have.to_wire()] for relay, have in sorted(self.relays.items())]
+        return {"relays": pairs}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """See the module."""
+        found: dict[DeviceId, VersionVector] = {}
+        for pair in get_all(wire, "relays", list, RELAYS_MAX):
+            match pair:
+                case [bytes(relay), have]:
+                    found[DeviceId(relay)] = VersionVector.from_wire(have)
+                case _:
+                    raise ValueError("'relays' holds [device, have] pairs")
+        return cls(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,20 @@ class Relays:
         (revision,) = self._db.execute("SELECT revision FROM tree_state").fetchone()
         return int(revision)
 
+    def random_item(self, start: ItemId, revision: int) -> ItemId | None:
+        """A shown file with blocks whose row changed no later than `revision`: the first one from
+        `start` on, or from the beginning.
+        """
+        for least in (start, ItemId(bytes(16))):
+            row = self._db.execute(
+                "SELECT item FROM tree WHERE item >= ? AND kind = 1 AND size > 4096 "
+                "AND top <= ? AND directory IS NOT NULL AND copy_of IS NULL LIMIT 1",
+                (least, revision),
+            ).fetchone()
+            if row is not None:
+                return ItemId(row[0])
+        return None
+
     def changed_since(self, revision: int, item: ItemId, count: int) -> list[tuple[int, ItemId]]:
         """Files with blocks, hidden ones too, whose rows changed after `(revision, item)`: the
         revision and the item of each, in this order, at most `count`.

@@ -21,7 +21,7 @@ from node.sync.bell import Bell
 from transport.frames import FrameDecoder, encode
 from transport.link import Connection, Stream
 from transport.messages import Ack, Have, Message
-from transport.relay_messages import Notice
+from transport.relay_messages import Notice, Seen
 from transport.session import (
     Deliver,
     Diverged,
@@ -90,7 +90,7 @@ class ControlSession:
 
     async def _receive(self, messages: Sequence[Message]) -> None:
         for message in messages:
-            if isinstance(message, Notice):
+            if isinstance(message, Notice | Seen):
                 continue
             async with self._lock:
                 if isinstance(message, Have | Ack):

@@ -10,7 +10,7 @@ What was confirmed is remembered by the tree's revision and the relay's place, s
 only about what changed. A relay whose place does not continue ours has lost something (a restored
 backup, a damaged pack) and is asked about everything again.
 
-`FolderEngine.deposited` says up to which log position the relay durably has everything: that is
+`RelayWatch` is told up to which log position the relay durably has everything: that is
 what `shoal wait` and `shoal status` count. A relay that is full is a warning; direct sync goes on.
 """
 
@@ -30,6 +30,7 @@ from crdt.ids import BlockId, ItemId
 from crdt.slot import Content
 from node.blocks.manifest import ManifestError, Walk
 from node.index.relays import Deposited, Relays
+from node.sync.audit import relay_keeps_its_word
 from transport.fields import WANT_MAX
 from transport.frames import RECEIPTS, FrameDecoder, encode
 from transport.link import Connection, Stream
@@ -48,6 +49,7 @@ ENTRIES_FIRST_S: Final = 10.0  # how long blocks wait for the entries that name 
 AGAIN_S: Final = 30.0  # before files whose blocks we could not bring are tried again
 FULL_AGAIN_S: Final = 300.0  # before a full relay is asked again
 _LAST: Final = ItemId(b"\xff" * 16)  # sorts after every item of a revision
+AUDIT_EVERY_S: Final = 3600.0  # on one connection; the first time as soon as all is there
 CONFIRMED_MAX: Final = 200_000  # files beyond the remembered revision that are known to be there
 
 
@@ -115,6 +117,7 @@ class Depositor:
         self._known = Deposited()
         self._confirmed: set[tuple[int, ItemId]] = set()
         self._full = ""
+        self._audited_at_s = float("-inf")
         self._batch = _Batch()
         self._settled = trio.Event()
 
@@ -133,7 +136,7 @@ class Depositor:
                         nursery.start_soon(self._work, await self._open(), receive)
                     await self._feed(send)
             except* _StartOverError:
-                self._engine.set_deposited(self._relay, None)
+                self._engine.relays.set_deposited(self._relay, None)
                 await trio.sleep(1.0)
 
     # --- what to deposit ------------------------------------------------------------------------
@@ -146,17 +149,39 @@ class Depositor:
             have, revision = folder.have, self._rows.revision()
             await self._entries_first()
             left = await self._pass(batches)
-            if not left:
+            if not left and await self._is_true(revision):
                 self._remember(replace(self._known, revision=revision))
                 self._confirmed.clear()
-                engine.set_deposited(self._relay, have)
+                engine.relays.set_deposited(self._relay, have)
                 await folder.advanced.wait_past(seen)
                 continue
-            engine.set_deposited(self._relay, None)
+            engine.relays.set_deposited(self._relay, None)
             with trio.move_on_after(FULL_AGAIN_S if self._full else AGAIN_S):
                 # What we could not bring may have come to this disk, or to the relay.
                 while folder.advanced.count == seen and (self._full or not self._came(changed)):
                     await engine.changed.wait_past(engine.changed.count)
+
+    async def _is_true(self, revision: int) -> bool:
+        """Ask a relay that says it has everything for some of it, now and then."""
+        now = trio.current_time()
+        if now < self._audited_at_s + AUDIT_EVERY_S:
+            return True
+        true = await relay_keeps_its_word(self._connection, self._folder, self._rows, revision)
+        if true is None:
+            return True
+        if true:
+            self._audited_at_s = now
+            return True
+        if self._folder.pending:
+            return False  # what we meant to check with may be gone from the tree
+        self._engine.warn(
+            "",
+            f"relay {self._relay.short} does not have what it confirmed. It is not counted, and "
+            "is offered everything again; do not rely on it.",
+        )
+        self._remember(Deposited(self._known.place, 0))
+        self._confirmed.clear()
+        return False
 
     def _came(self, changed: int) -> bool:
         return self._engine.changed.count > changed and not self._folder.pending
@@ -324,4 +349,4 @@ class Depositor:
         if why == self._full:
             return
         self._full = why
-        self._engine.relay_full(self._relay, why)
+        self._engine.relays.set_full(self._relay, why)

@@ -38,6 +38,7 @@ from node.sync.assemble import Assembler
 from node.sync.base_texts import BaseTexts
 from node.sync.bell import Bell
 from node.sync.blocks import BlockExchange
+from node.sync.distrust import RelayWatch
 from node.sync.effects import settle_effects
 from node.sync.folder import Folder
 from node.sync.intake import Intake
@@ -94,7 +95,7 @@ class FolderEngine:
         self.stopped: str | None = None
         self.warnings: dict[str, str] = {}
         self.peers = Peers(folder)
-        self.deposited: dict[DeviceId, VersionVector] = {}  # at relays, by this device
+        self.relays = RelayWatch(self)
         self.local = LocalChanges()  # what a reader's disk keeps for itself
         self._writes = folder.roster.may_write(folder.identity.device)
         self.changed = Bell()  # anything that `status` shows
@@ -178,31 +179,10 @@ class FolderEngine:
 
     def in_sync(self, device: DeviceId) -> bool:
         """True when the device last said that its disk holds our current state."""
+        if self.folder.roster.role(device) is Role.RELAY:
+            return self.relays.holds_all(device)
         peer = self.peers.get(device)
-        if peer is None or self.folder.roster.role(device) is not Role.RELAY:
-            return peer is not None and peer.complete.dominates(self.folder.have)
-        # A relay cannot know what belongs to an entry; whoever deposits there does.
-        deposited, have = self.deposited.get(device), self.folder.have
-        return deposited is not None and deposited.dominates(have) and peer.have.dominates(have)
-
-    def set_deposited(self, relay: DeviceId, at: VersionVector | None) -> None:
-        """Up to which log position a relay durably has everything; None: not known any more."""
-        if self.deposited.get(relay) != at:
-            self.deposited.pop(relay, None)
-            if at is not None:
-                self.deposited[relay] = at
-            self.changed.ring()
-
-    def relay_full(self, relay: DeviceId, why: str) -> None:
-        """A relay says why it takes nothing more; empty: it does again."""
-        if self.folder.roster.role(relay) is not Role.RELAY:
-            return
-        start = f"relay {relay.short} is full"
-        for message in [one for one in self.warnings if one.startswith(start)]:
-            del self.warnings[message]
-        if why:
-            self.warn("", f"{start}: {why}. Nothing is lost; devices go on syncing directly.")
-        self.changed.ring()
+        return peer is not None and peer.complete.dominates(self.folder.have)
 
     def holders(self) -> int:
         """How many devices hold the current state on their disks, this one included."""
@@ -360,6 +340,7 @@ class FolderEngine:
                 self.blocks.serve,
                 self.afterlook.serve,
                 self.scrub.serve,
+                self.relays.serve,
                 self.history.serve,
             ):
                 nursery.start_soon(self._guard, service)
@@ -500,6 +481,8 @@ class FolderEngine:
         self, device: DeviceId, name: str, have: VersionVector, complete: VersionVector
     ) -> None:
         """A connected peer told its state."""
+        if self.folder.roster.role(device) is Role.RELAY:
+            self.relays.relay_told(device, have)
         self.peers.told(device, name, have, complete)
         self.blocks.peer_advanced(device)
         self.changed.ring()

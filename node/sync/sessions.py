@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from crdt.errors import PeerError
-from crdt.ids import FolderId
+from crdt.ids import DeviceId, FolderId
 from crdt.roster_ops import Role
 from crdt.version_vector import EMPTY, VersionVector
 from node.sync.bell import Bell
@@ -24,7 +24,7 @@ from node.sync.engine import FolderEngine
 from transport.frames import FrameDecoder, encode
 from transport.link import Connection, LinkClosedError, Stream
 from transport.messages import Heads, Hello, Message, OpenBlocks
-from transport.relay_messages import Notice
+from transport.relay_messages import RELAYS_MAX, Notice, Seen
 from transport.session import (
     Deliver,
     Diverged,
@@ -35,11 +35,13 @@ from transport.session import (
     PeerState,
     Push,
     Send,
+    SessionState,
 )
 
 logger = logging.getLogger("shoal.sessions")
 
 AGENT: Final = "shoal/0.1"
+SEEN_EVERY_S: Final = 5.0  # at least between two words of what relays have
 FIRST_MESSAGE_TIMEOUT_S: Final = 10.0
 
 
@@ -144,6 +146,8 @@ class _Control:
             nursery.start_soon(self._write)
             nursery.start_soon(self._advance, seen)
             nursery.start_soon(self._tick)
+            if folder.roster.role(self._connection.peer) is not Role.RELAY:
+                nursery.start_soon(self._tell_of_relays)
             while data := await self._stream.receive_some():
                 self._receive(self._decoder.feed(data))
             self._decoder.finish()
@@ -152,7 +156,10 @@ class _Control:
     def _receive(self, messages: Sequence[Message]) -> None:
         for message in messages:
             if isinstance(message, Notice):
-                self._engine.relay_full(self._connection.peer, message.full)
+                self._engine.relays.set_full(self._connection.peer, message.full)
+                continue
+            if isinstance(message, Seen):
+                self._engine.relays.member_told(self._connection.peer, message.relays)
                 continue
             self._carry(self._session.receive(message, now=trio.current_time()))
 
@@ -168,6 +175,18 @@ class _Control:
         while True:
             seen = await folder.advanced.wait_past(seen)
             self._carry(self._session.advanced(*self._state()))
+
+    async def _tell_of_relays(self) -> None:
+        told: dict[DeviceId, VersionVector] = {}
+        while True:
+            seen = self._engine.changed.count
+            relays = dict(sorted(self._engine.relays.seen.items())[:RELAYS_MAX])
+            if relays != told and self._session.state is SessionState.OPEN:
+                told = relays
+                self._outbox.append(Seen(relays))
+                self._posted.ring()
+            await trio.sleep(SEEN_EVERY_S)
+            await self._engine.changed.wait_past(seen)
 
     async def _tick(self) -> None:
         while True:

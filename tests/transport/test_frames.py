@@ -64,6 +64,7 @@ from transport.relay_messages import (
     OpenDeposits,
     Place,
     Put,
+    Seen,
     Stored,
 )
 
@@ -91,6 +92,7 @@ EXAMPLES: list[Message] = [
     Block(3, BLOCK_IDS[0], b"sealed", bytes(ONE), b"s" * 64),
     Here(0, BLOCK_IDS),
     Notice("full"),
+    Seen({ONE: VECTOR}),
     Host(FOLDER, "token"),
     Hosting("relay"),
     OpenDeposits(FOLDER, PLACE),

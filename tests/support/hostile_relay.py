@@ -1,7 +1,8 @@
 """A relay that does as a script says: a real one, whose every word passes through the script.
 
 A script is given each message on its way to a member, and says what goes out instead: messages, or
-bytes that are none. It may also open streams of its own and change what it remembers.
+bytes that are none. It may also open streams of its own and change what it remembers. Waiting takes
+no time (`autojump_clock`).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class HostileRelay(RelayHost):
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
         self.memory: dict[str, object] = {}
+        self.peer: DeviceId  # whom the script speaks to now
         self.said = 0  # messages that the script changed
 
     @contextlib.asynccontextmanager
@@ -69,7 +71,8 @@ class HostileRelay(RelayHost):
         with contextlib.suppress(LinkClosedError):
             await self.on_connect(self, connection)  # type: ignore[misc]
 
-    def words(self, message: Message) -> list[bytes]:
+    def words(self, peer: DeviceId, message: Message) -> list[bytes]:
+        self.peer = peer
         out = list(self.script(self, message))
         self.said += out != [message]
         return [one if isinstance(one, bytes) else encode(one) for one in out]
@@ -98,7 +101,7 @@ class _Connection:
         return await self._inner.open_stream()
 
     async def accept_stream(self) -> Stream:
-        return _Stream(self._relay, await self._inner.accept_stream())
+        return _Stream(self._relay, self.peer, await self._inner.accept_stream())
 
     async def close(self, code: CloseCode, reason: str = "") -> None:
         await self._inner.close(code, reason)
@@ -110,14 +113,15 @@ class _Connection:
 class _Stream:
     """A `Stream` on which the script speaks."""
 
-    def __init__(self, relay: HostileRelay, inner: Stream) -> None:
+    def __init__(self, relay: HostileRelay, peer: DeviceId, inner: Stream) -> None:
         self._relay = relay
+        self._peer = peer
         self._inner = inner
         self._decoder = FrameDecoder(ALL)
 
     async def send_all(self, data: bytes) -> None:
         for message in self._decoder.feed(data):
-            for words in self._relay.words(message):
+            for words in self._relay.words(self._peer, message):
                 if not self._relay.slow_s:
                     await self._inner.send_all(words)
                     continue

@@ -46,7 +46,7 @@ class Member:
         self.number = number
         self.role = role
         self.name = f"member {number}"
-        self.random = SeededRandom(number)
+        self.random = SeededRandom(1_000 * world.size + number)
         self.identity = Identity.from_seed(self.random.bytes(32))
         self.address = Address(f"10.0.1.{number}", 22071)
         self.fs = MemoryFileSystem(clock=world.clock.wall_ns)
@@ -164,6 +164,7 @@ class World:
         self.clock = StepClock()
         self.network = MemoryNetwork()
         self.noise = random.Random(members)
+        self.size = members
         roles = roles or {}
         self.members = [
             Member(self, number, roles.get(number, Role.EDITOR)) for number in range(1, members + 1)

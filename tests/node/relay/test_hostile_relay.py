@@ -41,6 +41,8 @@ from transport.messages import (
 )
 from transport.relay_messages import Depot, Here, Lacking, Notice, Seen, Stored
 
+pytestmark = pytest.mark.slow
+
 NOISE = random.Random(5)
 STRANGER = DeviceId(b"\x0b" * 32)
 PHASE_S = 200.0  # how long a script has, on a clock that jumps

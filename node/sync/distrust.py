@@ -67,18 +67,29 @@ class RelayWatch:
         if self._engine.folder.roster.role(relay) is not Role.RELAY:
             return
         start = f"relay {relay.short} is full"
-        for message in [one for one in self._engine.warnings if one.startswith(start)]:
-            del self._engine.warnings[message]
+        self._unsay(start)
         if why:
             self._engine.warn(
                 "", f"{start}: {why}. Nothing is lost; devices go on syncing directly."
             )
         self._engine.changed.ring()
 
+    def set_refusal(self, relay: DeviceId, why: str) -> None:
+        """A relay does not serve us; empty: it does again."""
+        start = f"relay {relay.short} does not serve this folder"
+        self._unsay(start)
+        if why:
+            self._engine.warn("", f"{start}: {why}. This device tries again; nothing is lost.")
+
+    def _unsay(self, start: str) -> None:
+        for message in [one for one in self._engine.warnings if one.startswith(start)]:
+            del self._engine.warnings[message]
+
     # --- what does not fit together -------------------------------------------------------------
 
     def relay_told(self, relay: DeviceId, have: VersionVector) -> None:
         """A connected relay said what it has."""
+        self.set_refusal(relay, "")
         before = self._told.get(relay)
         if before is None:
             known = self._engine.peers.get(relay)  # from before a restart

@@ -21,7 +21,7 @@ from crdt.version_vector import EMPTY, VersionVector
 from node.sync.bell import Bell
 from node.sync.depositor import Depositor
 from node.sync.engine import FolderEngine
-from transport.frames import FrameDecoder, encode
+from transport.frames import CONTROL, FrameDecoder, encode
 from transport.link import Connection, LinkClosedError, Stream
 from transport.messages import Heads, Hello, Message, OpenBlocks
 from transport.relay_messages import RELAYS_MAX, Notice, Seen
@@ -129,7 +129,8 @@ class _Control:
         self._folder = engine.folder
         self._connection = connection
         self._stream = stream
-        self._decoder = decoder or FrameDecoder()
+        # Whoever answers may say no at once, instead of hello.
+        self._decoder = decoder or FrameDecoder(CONTROL)
         self._outbox: deque[Message] = deque()  # bounded by the session's windows
         self._posted = Bell()
         self._session = FolderSession(
@@ -224,8 +225,7 @@ class _Control:
                 case Ended(code=code, reason=reason):
                     logger.info("%s ended: %s %s", self._connection.peer.short, code, reason)
                     if self._folder.roster.role(self._connection.peer) is Role.RELAY:
-                        who = f"relay {self._connection.peer.short}"
-                        self._engine.warn("", f"{who} does not serve this folder: {reason}")
+                        self._engine.relays.set_refusal(self._connection.peer, reason)
 
     def _deliver(self, batch: tuple[bytes, ...]) -> list[Effect]:
         engine = self._engine

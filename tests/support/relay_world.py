@@ -172,7 +172,7 @@ class World:
         self._found()
 
     async def introduce(self, *relays: RelayHost) -> None:
-        """The owner adds the relays while all members are awake, so that they hear of them."""
+        """The owner adds the relays while all members are awake, so that all hear of it."""
         owner = self.members[0]
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(owner.awake())
@@ -183,6 +183,9 @@ class World:
             count = len(self.members) + len(relays)
             for member in self.members:
                 await member.until(lambda m=member: len(m.engine.folder.roster.members) == count)  # type: ignore[misc]
+            for relay in relays:  # a relay without the roster would turn the others away
+                device = relay.identity.device
+                await owner.until(lambda d=device: owner.engine.in_sync(d))  # type: ignore[misc]
 
     def _found(self) -> None:
         owner = self.members[0]

@@ -360,3 +360,22 @@ async def test_withholding_is_found_when_members_meet(
             await anna.until(lambda: "keeps them from this device" in anna.warnings)
             assert "told member 3" in anna.warnings
             assert "keeps them from this device" not in cleo.warnings
+
+
+async def test_a_relay_without_the_roster_turns_members_away_for_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = World(2)
+    anna, ben = world.members
+    relay = RelayHost(world, 1)
+    async with relay.awake():
+        await world.introduce(relay)
+        relay.storage = MemoryStorage()
+        await relay.storage.host(world.folder, anna.identity.device)
+    async with relay.awake(), ben.awake():
+        await ben.until(lambda: "does not serve this folder" in ben.warnings)
+        async with anna.awake():
+            await anna.held_by(2)
+            ben.write("by ben.txt", b"ben")
+            await ben.held_by(2)
+            assert "does not serve this folder" not in ben.warnings

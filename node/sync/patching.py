@@ -29,7 +29,7 @@ from node.files.port import FileSystem, Stat, StatKind, join
 from node.history.contents import content_of
 from node.index.disk_rows import DiskRow
 from node.ports import Threads
-from node.sync.assemble import PATCH_SIZE_MIN, Assembled, Base, Changes, patch_path
+from node.sync.assemble import PATCH_SIZE_MIN, Assembled, Base, Changes, part_path, patch_path
 from node.sync.folder import Folder
 from node.sync.planner import UNSURE
 
@@ -157,27 +157,34 @@ def recover_patches(folder: Folder, fs: FileSystem) -> None:
         journal = join(TMP, entry.name)
         with contextlib.suppress(ValueError):
             item = ItemId(bytes.fromhex(stem[: 2 * ITEM_ID_SIZE]))
-            _recover_patch(folder, fs, item, journal)
+            patch = _recover_patch(folder, fs, item, journal)
+            if patch is not None:
+                # Nothing else clears it away until the scan has read all of the file.
+                _unlink_all(fs, [part_path(item, patch.after.digest)])
         fs.unlink(journal)
 
 
-def _recover_patch(folder: Folder, fs: FileSystem, item: ItemId, path: str) -> None:
+def _recover_patch(folder: Folder, fs: FileSystem, item: ItemId, path: str) -> Patch | None:
+    """Returns: the patch, if it was begun."""
     row = folder.disk.get(item)
     with fs.open_read(path) as journal:
         found = read_journal(journal)
-        if found is None or row is None:
-            return  # not begun
+        if found is None:
+            return None
         patch, begin = found
+        if row is None:
+            return patch
         before = (row.digest, row.inode, row.size, row.mtime_ns, row.ctime_ns)
         as_before = Before(*before) == patch.before
         target = _where(fs, folder.disk.path(item), row.inode) if as_before else None
         if target is None:
-            return  # done and recorded; or the file was replaced or deleted since
+            return patch  # done and recorded; or the file was replaced or deleted since
         with fs.open_write(target) as file:
             whole = finish(file, patch, begin, journal)
             stat = file.stat()
     logger.warning("%s was being changed when the node died: finished", target)
     _record(folder, row, patch, stat, whole=whole)
+    return patch
 
 
 def _record(folder: Folder, row: DiskRow, patch: Patch, stat: Stat, *, whole: bool) -> None:

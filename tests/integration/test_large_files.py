@@ -16,14 +16,15 @@ import blake3
 import pytest
 
 from tests.support.processes import Device, members
-from tests.support.trees import pause
+from tests.support.trees import pause, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.kills, pytest.mark.timeout(580)]
+pytestmark = [pytest.mark.slow, pytest.mark.kills, pytest.mark.timeout(2000)]
 
 MIB = 1024 * 1024
 SIZE = int(os.environ.get("SHOAL_LARGE_MIB", "300")) * MIB
 KILLS = 8
-PATIENCE_S = 120.0
+KILLS_MAX = 60  # until one of them met a journal that was whole: on a busy machine that is chance
+PATIENCE_S = 120.0 + SIZE // MIB / 5
 POLL_S = 0.002  # another process's disk can only be looked at
 
 
@@ -86,8 +87,9 @@ def test_killed_in_the_middle_it_is_the_old_or_the_new_one(tmp_path: Path) -> No
         mine, theirs = anna.directory / "big", ben.directory / "big"
         make(mine)
         anna.wait(devices=2, timeout_s=PATIENCE_S)
-        inode, in_the_middle = theirs.stat().st_ino, 0
-        for turn in range(KILLS):
+        inode, turn, in_the_middle = theirs.stat().st_ino, 0, 0
+        while turn < KILLS or (not in_the_middle and turn < KILLS_MAX):
+            turn += 1
             # Forty stretches far apart: long enough to be met.
             places = [SIZE // 40 * n + chance.randrange(SIZE // 80) for n in range(40)]
             change(mine, places, b"turn %d" % turn)
@@ -95,11 +97,13 @@ def test_killed_in_the_middle_it_is_the_old_or_the_new_one(tmp_path: Path) -> No
             ben.up()
             anna.wait(devices=2, timeout_s=PATIENCE_S)
             assert digest(theirs) == digest(mine), turn
-        print(f"{KILLS} kills, {in_the_middle} with a journal that was whole")
+        print(f"{turn} kills, {in_the_middle} with a journal that was whole")
         assert in_the_middle, "the journal was never met"
         assert theirs.stat().st_ino == inode, "in place"
         assert sorted(os.listdir(ben.directory)) == [".shoal", "big"]
-        assert not os.listdir(ben.directory / ".shoal" / "tmp")
+        tmp = ben.directory / ".shoal" / "tmp"
+        # The version is complete before what it was made from is cleared away.
+        wait_for(lambda: not os.listdir(tmp), timeout_s=PATIENCE_S, say=f"{tmp} is not empty")
 
 
 def kill_in_the_middle(device: Device, file: Path, chance: random.Random) -> bool:
@@ -108,10 +112,12 @@ def kill_in_the_middle(device: Device, file: Path, chance: random.Random) -> boo
     before = file.stat().st_ctime_ns
     deadline = time.monotonic() + PATIENCE_S
     while not (journals := list(tmp.glob("*.patch"))):
+        if file.stat().st_ctime_ns != before:
+            break  # it came and went between two looks
         assert time.monotonic() < deadline, f"no journal\n{device.tail()}"
         pause(POLL_S)
     until = time.monotonic() + chance.uniform(0, 0.06)
     while time.monotonic() < until and file.stat().st_ctime_ns == before:
         pause(POLL_S / 4)
     device.kill()
-    return journals[0].exists() and file.stat().st_ctime_ns != before
+    return bool(journals) and journals[0].exists() and file.stat().st_ctime_ns != before

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from node.files.faulty import Fault, Operation
-from tests.support.crashes import PATCH_SIZE_MIN, Mortal, mortals
+from node.sync.recovery import recover
+from tests.support.crashes import MEMORY_SIZE_MAX, PATCH_SIZE_MIN, Mortal, mortals
 
 SIZE = 2 * PATCH_SIZE_MIN
 OLD = random.Random(1).randbytes(SIZE)
@@ -81,6 +82,16 @@ async def test_what_a_hard_link_shares_is_not_changed() -> None:
     ben.fs.link("f", "backup")  # as `cp -al` makes them
     await settle(anna, ben)
     assert ben.tree() == {"f": NEW, "backup": OLD}
+
+
+async def test_what_is_finished_after_a_crash_leaves_nothing_before_any_scan() -> None:
+    anna, ben = await two()
+    await died_half_way(ben)
+    assert ben.contents(below=".shoal/tmp/"), "a journal, and what was brought together"
+    recover(ben.folder, ben.fs, memory_size_max=MEMORY_SIZE_MAX)
+    assert not ben.contents(below=".shoal/tmp/")
+    assert ben.fs.read_file("f") == NEW
+    await settle(anna, ben)
 
 
 async def test_moved_after_the_crash_it_is_finished_where_it_lies() -> None:

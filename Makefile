@@ -8,6 +8,9 @@ STAMP := .venv/installed
 # Not every shell expands a tilde after `DIR=`.
 FOLDER := $(patsubst ~/%,$(HOME)/%,$(DIR))
 
+# Tests run beside each other, one process a core; idle ones take over what busy ones have not begun.
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
+
 .DEFAULT_GOAL := help
 .PHONY: help install up demo test test-impaired test-kills test-races test-editors test-fast simulate format lock clean
 .PHONY: test-crashes test-meetings
@@ -48,7 +51,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m simulations.demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m 'not kills and not races and not impaired' $(TESTS)
+	$(BIN)/python -m pytest -q $(PARALLEL) -m 'not kills and not races and not impaired' $(TESTS)
 
 test-impaired: $(STAMP)
 	$(BIN)/python -m pytest -q -m impaired $(TESTS)
@@ -72,7 +75,7 @@ simulate: $(STAMP)
 	@$(BIN)/python -m simulations $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200))
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -q -m 'not slow and not races' $(TESTS)
+	$(BIN)/python -m pytest -q $(PARALLEL) -m 'not slow and not races' $(TESTS)
 
 bench: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock

@@ -13,8 +13,9 @@ import time
 import trio
 
 from crdt.ids import DeviceId
+from transport.address import Address
 from transport.identity import Identity
-from transport.link import Address, CloseCode, Connection
+from transport.link import CloseCode, Connection
 from transport.quic import QuicLink
 
 LOOPBACK = Address("127.0.0.1", 0)

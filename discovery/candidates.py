@@ -34,7 +34,7 @@ import blake3
 
 from crdt.ids import DeviceId, FolderId
 from crdt.seal import derive_key
-from transport.link import Address
+from transport.address import Address
 
 ADDRESSES_MAX: Final = 1024  # a folder's largest roster; memory, and what one look costs
 OFFERS_MAX: Final = 16  # addresses given at once; the rest comes at the next look

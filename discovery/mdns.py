@@ -32,7 +32,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 
 from crdt.ids import FolderId
 from discovery.candidates import TAG_LENGTH, folder_tag, tags_of
-from transport.link import Address
+from transport.address import Address
 
 logger = logging.getLogger("shoal.discovery")
 

@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from crdt.errors import CallerError
-from transport.link import Address
+from transport.address import Address
 
 logger = logging.getLogger("shoal.discovery")
 

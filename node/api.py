@@ -42,7 +42,7 @@ from node.people import PeopleApi, role_of
 from node.sync.engine import FolderEngine
 from node.sync.relays import bring_folder
 from node.sync.verify import NOT_MENDED, verify_folder
-from transport.link import Address
+from transport.address import Address
 
 if TYPE_CHECKING:
     pass

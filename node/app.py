@@ -47,8 +47,9 @@ from node.ports import SystemClock, SystemRandom, TrioThreads
 from node.sync.admit import InvitationError, NobodyAnsweredError, ask_to_join
 from node.sync.connections import Connections
 from node.sync.engine import FolderEngine
+from transport.address import Address
 from transport.identity import Identity, load_or_create
-from transport.link import Address, CloseCode, DialError
+from transport.link import CloseCode, DialError
 from transport.quic import QuicLink
 
 logger = logging.getLogger("shoal.app")

@@ -26,8 +26,8 @@ from node.sync.engine import FolderEngine
 from simulations.clock import SimClock, SimRandom, SimThreads
 from simulations.disk import Life, SimDatabase
 from simulations.script import DeviceSpec
+from transport.address import Address
 from transport.identity import Identity
-from transport.link import Address
 from transport.memory import MemoryLink, MemoryNetwork
 
 PORT: Final = 1

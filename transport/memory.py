@@ -17,10 +17,10 @@ import trio
 
 from crdt.errors import WorldError
 from crdt.ids import DeviceId
+from transport.address import Address
 from transport.identity import Identity
 from transport.link import (
     HANDSHAKE_TIMEOUT_S,
-    Address,
     Authorize,
     CloseCode,
     Closed,

@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
-from transport.link import (
-    STREAMS_MAX,
-    VANISHED_AFTER_S,
-    Address,
-    CloseCode,
-    Closed,
-    LinkClosedError,
-)
+from transport.address import Address
+from transport.link import STREAMS_MAX, VANISHED_AFTER_S, CloseCode, Closed, LinkClosedError
 
 if TYPE_CHECKING:
     from crdt.ids import DeviceId

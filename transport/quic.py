@@ -21,16 +21,9 @@ from typing import Final
 
 import trio
 
+from transport.address import Address
 from transport.identity import Identity
-from transport.link import (
-    Address,
-    Authorize,
-    CloseCode,
-    Closed,
-    DialError,
-    Handler,
-    LinkClosedError,
-)
+from transport.link import Authorize, CloseCode, Closed, DialError, Handler, LinkClosedError
 from transport.quic_connection import QuicLinkConnection, State
 from transport.quic_core import QuicCore, QuicOptions
 from transport.quic_door import Admit, Door, destination_cid

@@ -24,11 +24,11 @@ import trio
 from aioquic.quic import events
 
 from crdt.errors import PeerError
+from transport.address import Address
 from transport.link import (
     KEEP_ALIVE_S,
     REASON_SIZE_MAX,
     VANISHED_AFTER_S,
-    Address,
     Authorize,
     CloseCode,
     Closed,

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeAlias
 import trio
 
 from crdt.errors import WorldError
-from transport.link import Address
+from transport.address import Address
 
 Sockaddr: TypeAlias = Any  # what the socket module takes: (host, port) or IPv6's four parts
 Datagram: TypeAlias = tuple[bytes, Sockaddr]

@@ -9,7 +9,6 @@ from typing import Any, Final
 import click
 
 from node.cli.common import DirectoryType, Invocation, common_options
-from node.cli.report import reporter
 from node.cli.running import node_options, up_options
 from node.control.options import JoinOptions
 
@@ -30,8 +29,11 @@ def join(invocation: Invocation, /, invitation: str, directory: Path, **options:
     """
     if invitation == "-":
         invitation = sys.stdin.readline(LINE_SIZE_MAX)
+    # Every other verb starts faster without a node.
+    from node import app  # noqa: PLC0415
+    from node.cli.report import reporter  # noqa: PLC0415
+
     checked = JoinOptions(invitation, up_options(invocation, directory, **options))
-    from node import app  # noqa: PLC0415 - every other verb starts faster without a node
 
     with reporter(invocation) as report:
         app.run_join(checked, report)

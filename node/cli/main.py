@@ -5,7 +5,6 @@ A bug is no clear message: it shows its traceback, and exits with 1.
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from typing import Final
 
@@ -81,6 +80,8 @@ class _InOrder(click.Group):
 
 def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
+        import importlib.metadata  # noqa: PLC0415 - every verb starts faster without it
+
         try:
             version = importlib.metadata.version("shoal")
         except importlib.metadata.PackageNotFoundError:

@@ -14,7 +14,7 @@ from crdt.ids import DeviceId
 from node.cli.common import Invocation, common_options, directory_argument
 from node.cli.text import count_text, size_text
 from node.control.client import ControlClient
-from transport.link import Address
+from transport.address import Address
 
 if TYPE_CHECKING:
     from node.relay.app import RelayReady

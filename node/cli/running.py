@@ -14,7 +14,7 @@ from crdt.errors import CallerError
 from crdt.roster_ops import check_device_name
 from node.cli.common import Invocation
 from node.control.options import UpOptions
-from transport.link import Address
+from transport.address import Address
 
 F = TypeVar("F", bound=Callable[..., Any])
 

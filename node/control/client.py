@@ -6,14 +6,14 @@ raised, and `NodeTooSlowError` when the node does not answer.
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
-
-import httpx
+from urllib.parse import urlencode
 
 from node.control.address import ControlAddress
 from node.control.errors import ForwardedError, NodeNotRunningError, NodeTooSlowError, from_message
@@ -41,17 +41,14 @@ T = TypeVar("T")
 
 
 class ControlClient:
-    """One connection to the node that runs with `home`."""
+    """Asks the node that runs with `home`; connects anew for each question."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
         address = ControlAddress.load(home)
         if address is None or not _answers(address.socket):
             raise _not_running(home)
-        transport = httpx.HTTPTransport(uds=address.socket)
-        self._http = httpx.Client(
-            transport=transport, base_url="http://shoal", timeout=ANSWER_TIMEOUT_S, trust_env=False
-        )
+        self._http = _UnixConnection(address.socket)
 
     def status(self) -> Status:
         """See `NodeFacade.status`."""
@@ -148,19 +145,19 @@ class ControlClient:
         `listening` is called once nothing is missed any more.
         """
         try:
-            with self._http.stream("GET", "/events", timeout=None) as response:
-                if response.is_error:
-                    response.read()
-                    raise from_message(_json(response))
-                for line in response.iter_lines():
-                    if line.startswith(": "):
+            with self._ask("GET", "/events", limit_s=None) as response:
+                if response.status >= http.client.BAD_REQUEST:
+                    raise from_message(_json(response.read()))
+                for line in response:
+                    text = line.decode().rstrip("\r\n")
+                    if text.startswith(": "):
                         listening()
-                    if line.startswith("data: "):
-                        yield _read(Event, json.loads(line.removeprefix("data: ")))
-        except (httpx.RemoteProtocolError, httpx.ReadError):
+                    if text.startswith("data: "):
+                        yield _read(Event, json.loads(text.removeprefix("data: ")))
+        except (http.client.HTTPException, OSError):
             return  # the node ended without saying goodbye
-        except httpx.TransportError:
-            raise _not_running(self._home) from None
+        finally:
+            self._http.close()
 
     def shutdown(self) -> None:
         """See `NodeFacade.shutdown`."""
@@ -177,6 +174,17 @@ class ControlClient:
     ) -> None:
         self._http.close()
 
+    def _ask(
+        self, method: str, target: str, content: str | None = None, *, limit_s: float | None
+    ) -> http.client.HTTPResponse:
+        try:
+            self._http.connect()
+        except OSError:
+            raise _not_running(self._home) from None
+        self._http.sock.settimeout(limit_s)
+        self._http.request(method, target, content)
+        return self._http.getresponse()
+
     def _call(
         self,
         method: str,
@@ -187,32 +195,48 @@ class ControlClient:
         limit_s: float | None = ANSWER_TIMEOUT_S,
     ) -> dict[str, Any]:
         content = None if body is None else json.dumps(body)
-        timeout = httpx.Timeout(ANSWER_TIMEOUT_S, read=limit_s)
+        target = path if query is None else f"{path}?{urlencode(query)}"
         try:
-            response = self._http.request(
-                method, path, content=content, params=query, timeout=timeout
-            )
-        except httpx.TimeoutException:
+            with self._ask(method, target, content, limit_s=limit_s) as response:
+                answer = _json(response.read())
+        except TimeoutError:
             raise NodeTooSlowError(
                 "the node runs but did not answer in time. Nothing was changed that we know of; "
                 "try again, and look at `shoal logs`."
             ) from None
-        except httpx.ConnectError:
-            raise _not_running(self._home) from None
-        except httpx.TransportError:
+        except (http.client.HTTPException, OSError):
             raise NodeNotRunningError(
                 "the node stopped before it answered. Your files are safe; start it with "
                 "`shoal up DIR`."
             ) from None
-        answer = _json(response)
-        if response.is_error or not isinstance(answer, dict):
+        finally:
+            self._http.close()
+        if response.status >= http.client.BAD_REQUEST or not isinstance(answer, dict):
             raise from_message(answer)
         return answer
 
 
-def _json(response: httpx.Response) -> object:
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over the Unix socket at `path`: no host is ever looked up."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("shoal", timeout=ANSWER_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        """See `http.client`."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        try:
+            self.sock.connect(self._path)
+        except OSError:
+            self.close()
+            raise
+
+
+def _json(content: bytes) -> object:
     try:
-        return response.json()
+        return json.loads(content)
     except ValueError:
         return None
 

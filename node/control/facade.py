@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-import trio
+if TYPE_CHECKING:  # the command line asks with these shapes, and shall start at once
+    import trio
 
 USES_DEFAULT: Final = 1  # joins that one invitation allows
 USES_MAX: Final = 1_000

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from node.control.facade import Progress
-from transport.link import Address
+from transport.address import Address
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ from node.relay.policy import Policy, PolicyKind
 from node.relay.server import Relay
 from node.relay.sqlite_storage import SqliteStorage
 from node.relay.stats import Stats, serve_stats
+from transport.address import Address
 from transport.identity import load_or_create
-from transport.link import Address
 from transport.quic import QuicLink
 
 logger = logging.getLogger("shoal.relay")

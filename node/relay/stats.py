@@ -27,7 +27,7 @@ from node.control.shapes import dumps
 from node.relay.limits import Counters
 from node.relay.server import Relay
 from node.relay.storage import Storage
-from transport.link import Address
+from transport.address import Address
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

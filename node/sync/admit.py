@@ -21,9 +21,10 @@ from crdt.invitation import Invitation
 from crdt.roster import InvitationState, Roster
 from crdt.roster_make import join_op
 from node.ports import Clock
+from transport.address import Address
 from transport.frames import FrameDecoder, encode
 from transport.identity import Identity
-from transport.link import Address, CloseCode, Connection, DialError, Link, LinkClosedError
+from transport.link import CloseCode, Connection, DialError, Link, LinkClosedError
 from transport.messages import ENTRIES_MAX, Admitted, Join, Refused, plain_reason
 
 if TYPE_CHECKING:

@@ -25,9 +25,10 @@ from node.sync.bell import Bell
 from node.sync.engine import FolderEngine
 from node.sync.relays import relay_addresses
 from node.sync.sessions import run_member
+from transport.address import Address
 from transport.fields import VersionError
 from transport.identity import Identity
-from transport.link import Address, CloseCode, Connection, DialError, Link, LinkClosedError
+from transport.link import CloseCode, Connection, DialError, Link, LinkClosedError
 
 logger = logging.getLogger("shoal.connections")
 

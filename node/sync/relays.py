@@ -14,8 +14,9 @@ from crdt.errors import CallerError, PeerError
 from crdt.ids import DeviceId, FolderId
 from crdt.roster import Roster
 from crdt.roster_ops import Role
+from transport.address import Address
 from transport.frames import HOSTING, FrameDecoder, encode
-from transport.link import Address, CloseCode, Connection, DialError, Link, LinkClosedError
+from transport.link import CloseCode, Connection, DialError, Link, LinkClosedError
 from transport.messages import Refused
 from transport.relay_messages import Host, Hosting
 

@@ -12,10 +12,10 @@ import trio.testing
 
 from crdt.errors import WorldError
 from crdt.ids import DeviceId
+from transport.address import Address
 from transport.identity import Identity
 from transport.link import (
     STREAMS_MAX,
-    Address,
     CloseCode,
     Closed,
     Connection,

@@ -21,7 +21,7 @@ from discovery.candidates import (
     folder_tag,
     tags_of,
 )
-from transport.link import Address
+from transport.address import Address
 
 HOME, OFFICE = Address("10.0.0.1", 4000), Address("10.0.0.2", 4000)
 PEER = DeviceId(b"p" * 32)

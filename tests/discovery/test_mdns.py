@@ -15,7 +15,7 @@ import trio
 
 from crdt.ids import FolderId
 from discovery.mdns import Mdns, _Wanted
-from transport.link import Address
+from transport.address import Address
 
 TODAY = 20_000
 LOOPBACK = ["127.0.0.1"]

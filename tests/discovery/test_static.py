@@ -17,7 +17,7 @@ from discovery.static import (
     resolve,
     serve,
 )
-from transport.link import Address
+from transport.address import Address
 
 
 @pytest.mark.parametrize(

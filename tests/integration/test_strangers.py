@@ -26,8 +26,9 @@ from aioquic.quic.events import (
 from crdt.invitation import Invitation
 from tests.support.processes import Device, on_loopback, two_members
 from tests.support.trees import wait_for, wait_until_equal
+from transport.address import Address
 from transport.identity import Identity
-from transport.link import Address, CloseCode, Connection, DialError
+from transport.link import CloseCode, Connection, DialError
 from transport.quic import QuicLink
 from transport.quic_core import QuicCore, QuicOptions
 

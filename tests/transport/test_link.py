@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from crdt.errors import CallerError
-from transport.link import Address, CloseCode, Closed
+from transport.address import Address
+from transport.link import CloseCode, Closed
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,9 @@ from cryptography.x509.oid import NameOID
 
 from crdt.ids import DeviceId
 from transport import quic as quic_module
+from transport.address import Address
 from transport.identity import Identity
-from transport.link import (
-    Address,
-    CloseCode,
-    Connection,
-    DialError,
-)
+from transport.link import CloseCode, Connection, DialError
 from transport.quic import QuicLink
 from transport.quic_core import QuicOptions, quic_configuration
 from transport.quic_udp import Datagram, UdpSocket

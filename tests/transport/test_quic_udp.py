@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from crdt.errors import WorldError
-from transport.link import Address
+from transport.address import Address
 from transport.quic_udp import UdpSocket, to_address
 
 LOOPBACK = Address("127.0.0.1", 0)

@@ -17,7 +17,7 @@ from node.cli.main import run
 from node.cli.report import BarReporter, Meter, PlainReporter
 from node.control.facade import Phase, Progress
 from node.control.options import JoinOptions, Ready, Reporter, UpOptions
-from transport.link import Address
+from transport.address import Address
 
 READY = Ready("/x/Shoal", "ABCDEFGHIJ", "0.0.0.0:22071")
 

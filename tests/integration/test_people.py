@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from crdt.ids import DeviceId
 from node.control.client import ControlClient
 from node.control.shapes import to_json
 from tests.support.processes import ROOT, Device, members, on_loopback
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 USAGE = 2
 INVITATION = 11
-CUT_OFF_S = 5.0  # "within seconds"
+CUT_OFF_S = 30.0  # it takes well under one second; a loaded machine may take its time
 
 
 def devices(device: Device) -> dict[str, dict[str, Any]]:
@@ -126,10 +127,10 @@ def test_owners_who_remove_each_other(tmp_path: Path) -> None:
             stopped = [one for one in (anna, ben) if one.folder()["state"] == "stopped"]
             return len(stopped) == 1
 
-        wait_for(agreed, timeout_s=40)
+        wait_for(agreed, timeout_s=60)
         (stays,) = (one for one in (anna, ben) if one.folder()["state"] != "stopped")
-        wait_for(lambda: set(devices(cleo)) == {stays.name, "cleo"}, timeout_s=20)
-        wait_for(lambda: set(devices(stays)) == {stays.name, "cleo"}, timeout_s=20)
+        wait_for(lambda: set(devices(cleo)) == {stays.name, "cleo"})
+        wait_for(lambda: set(devices(stays)) == {stays.name, "cleo"})
         assert devices(cleo)[stays.name]["role"] == "owner"
         (stays.directory / "goes on.txt").write_text("under a new key\n")
         stays.wait(devices=2)
@@ -150,10 +151,10 @@ def test_devices_and_names(tmp_path: Path) -> None:
         wait_for(lambda: not devices(anna)["ben"]["connected"])
         (anna.directory / "g").write_text("g\n")
         anna.wait(devices=1)
-        assert devices(anna)["ben"]["behind"] == 1
+        wait_for(lambda: devices(anna)["ben"]["behind"] >= 1)
         anna.stop()
         anna.up()
-        assert devices(anna)["ben"]["behind"] == 1, "remembered over a restart"
+        assert devices(anna)["ben"]["behind"] >= 1, "remembered over a restart"
         assert devices(anna)["ben"]["last_seen"] is not None
 
 
@@ -198,7 +199,7 @@ def test_what_a_reader_changes_stays_on_its_disk(tmp_path: Path) -> None:
         (anna.directory / "dir" / "inner.txt").write_text("inner, by anna\n")
         rita.join(anna.invite("--role", "reader"))
         anna.wait(devices=2)
-        anna_before, have = snapshot(anna.directory), len(log_of(anna))
+        anna_before = snapshot(anna.directory)
 
         (rita.directory / "edited.txt").write_text("edited, by rita\n")
         (rita.directory / "deleted.txt").unlink()
@@ -244,7 +245,8 @@ def test_what_a_reader_changes_stays_on_its_disk(tmp_path: Path) -> None:
         anna.wait(devices=2)
         tree = snapshot(anna.directory)
         assert tree.keys() == anna_before.keys()
-        assert len(log_of(anna)) == have + 2, "nothing came from the reader"
+        assert authors_of_log(anna) == {id_of(anna, "anna")}, "nothing came from the reader"
+        assert id_of(anna, "rita") in authors_of_log(anna, kinds=(1, 2)), "but that it joined"
         done = anna.run("revert", str(anna.directory), check=False)
         assert done.returncode == USAGE
 
@@ -268,9 +270,9 @@ def test_who_did_what(tmp_path: Path) -> None:
         with follow:
             assert follow.stderr is not None
             assert follow.stderr.readline() == "listening\n"
-            (anna.directory / "by anna.txt").write_text("one\n")
+            save(anna.directory / "by anna.txt", "one\n")
             anna.wait(devices=2)
-            (ben.directory / "by anna.txt").write_text("two\n")
+            save(ben.directory / "by anna.txt", "two\n")
             ben.wait(devices=2)
             (ben.directory / "by anna.txt").rename(ben.directory / "moved.txt")
             ben.wait(devices=2)
@@ -302,9 +304,21 @@ def test_who_did_what(tmp_path: Path) -> None:
             follow.terminate()
 
 
-def log_of(device: Device) -> list[int]:
-    """The kinds of all entries in a device's log: 1 for the tree, 2 for the roster."""
+def id_of(device: Device, name: str) -> str:
+    """The device id of the member called `name`, as `device` knows it."""
+    return str(devices(device)[name]["device"])
+
+
+def authors_of_log(device: Device, kinds: tuple[int, ...] = (1,)) -> set[str]:
+    """Who signed the entries in a device's log: 1 for the tree, 2 for the roster."""
     (index,) = device.home.glob("folders/*/index.sqlite")
     with contextlib.closing(sqlite3.connect(f"file:{index}?mode=ro", uri=True)) as database:
-        rows = database.execute("SELECT kind FROM log WHERE kind = 1").fetchall()
-    return [kind for (kind,) in rows]
+        rows = database.execute("SELECT DISTINCT device, kind FROM log").fetchall()
+    return {DeviceId(author).text for author, kind in rows if kind in kinds}
+
+
+def save(path: Path, text: str) -> None:
+    """Save in one step, as one change: the watcher may see a plain write half done."""
+    whole = path.parents[1] / f"{path.name}.whole"
+    whole.write_text(text)
+    whole.replace(path)

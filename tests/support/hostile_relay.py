@@ -14,6 +14,7 @@ import trio
 
 from crdt.ids import DeviceId
 from tests.support.relay_world import RelayHost
+from transport.address import Address
 from transport.frames import (
     ADMISSION,
     BLOCKS,
@@ -23,7 +24,7 @@ from transport.frames import (
     FrameDecoder,
     encode,
 )
-from transport.link import Address, CloseCode, Closed, Connection, LinkClosedError, Stream
+from transport.link import CloseCode, Closed, Connection, LinkClosedError, Stream
 from transport.messages import Message
 
 Words = Iterable[Message | bytes]

@@ -30,8 +30,8 @@ from node.sync.folder import Folder
 from node.sync.relays import bring_folder
 from tests.support.memory_storage import MemoryStorage
 from tests.support.two_folders import InlineThreads, SeededRandom, StepClock
+from transport.address import Address
 from transport.identity import Identity
-from transport.link import Address
 from transport.memory import MemoryLink, MemoryNetwork
 
 MARKER = RootId(b"m" * 16)

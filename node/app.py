@@ -27,6 +27,7 @@ from discovery.mdns import Mdns
 from node.activity.deeds import CONFLICT, Deed
 from node.activity.hook import Hook
 from node.activity.journal import serve_journal
+from node.admission import Ticket, announced, invitation_of, read_ticket
 from node.api import Api, progress_of
 from node.control.events import EventBus
 from node.control.facade import Event
@@ -47,6 +48,7 @@ from node.ports import SystemClock, SystemRandom, TrioThreads
 from node.sync.admit import InvitationError, NobodyAnsweredError, ask_to_join
 from node.sync.connections import Connections
 from node.sync.engine import FolderEngine
+from node.sync.spoken import RENDEZVOUS
 from transport.address import Address
 from transport.identity import Identity, load_or_create
 from transport.link import CloseCode, DialError
@@ -79,8 +81,8 @@ def run_up(options: UpOptions, reporter: Reporter) -> None:
 
 def run_join(options: JoinOptions, reporter: Reporter) -> None:
     """Join a folder by an invitation, then run the node as `run_up` does."""
-    invitation = Invitation.from_text(options.invitation)
-    trio.run(Node(options.up, reporter).run, invitation)
+    ticket = read_ticket(options.invitation)
+    trio.run(Node(options.up, reporter).run, ticket)
 
 
 class LogLines(logging.Handler):
@@ -126,7 +128,7 @@ class Node:
         self._candidates = Candidates()
         self._found: set[Address] = set()  # by discovery, for a join
 
-    async def run(self, invitation: Invitation | None) -> None:
+    async def run(self, ticket: Ticket | None) -> None:
         """Run until stopped."""
         root = logging.getLogger("shoal")
         root.addHandler(self.log)
@@ -137,7 +139,7 @@ class Node:
             known = check_directory(self.options.directory, self.home)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_stopped, nursery.cancel_scope)
-                await self._start(nursery, invitation, known)
+                await self._start(nursery, ticket, known)
         finally:
             self.events.close()
             for folder in self.folders.values():
@@ -160,12 +162,15 @@ class Node:
     # --- starting -------------------------------------------------------------------------------
 
     async def _start(
-        self, nursery: trio.Nursery, invitation: Invitation | None, known: FolderConfig | None
+        self, nursery: trio.Nursery, ticket: Ticket | None, known: FolderConfig | None
     ) -> None:
         link, connections = await self._listen(nursery)
         mdns = self._start_discovery(nursery, connections)
         config = known
-        if config is None and invitation is not None:
+        if config is None and ticket is not None:
+            if mdns is not None:
+                mdns.set_folders(announced(ticket))
+            invitation = await invitation_of(ticket, link, lambda: self._found, self.random)
             if mdns is not None:
                 mdns.set_folders({invitation.folder})
             config = await self._join(link, invitation)
@@ -182,13 +187,14 @@ class Node:
             if one.folder == config.folder or is_present(one):
                 await self._open(one, nursery, connections)
         if mdns is not None:
-            mdns.set_folders(set(self.folders))
+            self._announce(mdns)
+            connections.spoken.on_change = partial(self._announce, mdns)
         connections.on_connected = self._remember
         connections.open()
         await nursery.start(serve_control, Api(self), self.options.home)
         nursery.start_soon(self._report)
         nursery.start_soon(self.hook.serve)
-        joined = known is None and invitation is not None
+        joined = known is None and ticket is not None
         self.reporter.ready(
             Ready(config.path, self.identity.device.text, str(self.listening), joined=joined)
         )
@@ -240,6 +246,11 @@ class Node:
         mdns = Mdns(self.listening.port, day=lambda: self.clock.wall_ns() // DAY_NS)
         nursery.start_soon(mdns.serve, lambda address, _folder: add(Source.MDNS, address))
         return mdns
+
+    def _announce(self, mdns: Mdns) -> None:
+        """Announce our folders, and that a spoken code is open while one is."""
+        open_code = {RENDEZVOUS} if self.connections.spoken.is_open else set()
+        mdns.set_folders({*self.folders, *open_code})
 
     async def _join(self, link: QuicLink, invitation: Invitation) -> FolderConfig:
         """Ask whoever can be reached to let us in; only then touch the directory."""

@@ -6,17 +6,20 @@ Each verb checks that it may and can be done before it writes; a refusal changes
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict
 
 import ifaddr
+import trio
 
 from crdt.errors import CallerError
 from crdt.ids import DeviceId
 from crdt.invitation import ADDRESSES_MAX, Invitation
+from crdt.recovery import PREFIX_SIZE, SECRET_SIZE, RecoveryPhrase
 from crdt.roster import InvitationState, Roster
 from crdt.roster_make import invite_op, removal_ops, revocation_ops, set_role_ops
-from crdt.roster_ops import Op
+from crdt.roster_ops import USES_MAX, Op
 from crdt.roster_ops import Role as RosterRole
 from crdt.version_vector import VersionVector
 from node.activity.deeds import Deed
@@ -26,12 +29,16 @@ from node.history.answers import time_text
 from node.open_folder import OpenFolder
 from node.sync.engine import FolderEngine
 from node.sync.relays import relay_addresses
+from node.sync.spoken import OPEN_MAX_S, OpenCode
 from transport.identity import Identity
+from transport.spoken import make_code
 
 if TYPE_CHECKING:
     from node.app import Node
 
 ROLES: Final = {role.name.lower(): role for role in RosterRole}
+RECOVERY_S: Final = 100 * 365.25 * 24 * 3600  # paper lasts
+RECOVERY_USES: Final = USES_MAX
 ID_PREFIX_MIN: Final = 4  # characters of a device's id that may stand for it
 NOTHING: Final = "nothing was changed"
 
@@ -75,7 +82,41 @@ class PeopleApi:
 
     async def invite(self, directory: str, *, role: Role, uses: int, expires_s: float) -> str:
         """See `NodeFacade`."""
-        node, engine = self._node, self._find(directory).engine
+        engine = self._find(directory).engine
+        return self._invite(engine, role, uses, expires_s, self._node.random.bytes(32)).text
+
+    async def say_code(self, directory: str, role: Role) -> str:
+        """See `PeopleFacade`."""
+        engine = self._find(directory).engine
+        invitation = self._invite(engine, role, 1, OPEN_MAX_S, self._node.random.bytes(32))
+        code = make_code(self._node.random.bytes)
+        until_s = trio.current_time() + OPEN_MAX_S
+        void = partial(self._void, engine, invitation.key)
+        self._node.connections.spoken.open(OpenCode(code, invitation.text, until_s, void))
+        return code
+
+    def _void(self, engine: FolderEngine, key: DeviceId) -> None:
+        """Somebody guessed wrong: what the code stood for is of no use to anybody any more."""
+        engine.warn("", "somebody said wrong words for the spoken code, so it is void now")
+        folder = engine.folder
+        if folder.roster.invitations[key].open:
+            self._write(
+                engine, revocation_ops(folder.roster, folder.keys, key, **self._for_epoch())
+            )
+
+    async def recovery(self, directory: str) -> str:
+        """See `PeopleFacade`."""
+        engine = self._find(directory).engine
+        secret = self._node.random.bytes(SECRET_SIZE)
+        phrase = RecoveryPhrase(secret, bytes(engine.folder.id[:PREFIX_SIZE]))
+        self._invite(engine, Role.OWNER, RECOVERY_USES, RECOVERY_S, phrase.seed)
+        return phrase.text
+
+    def _invite(
+        self, engine: FolderEngine, role: Role, uses: int, expires_s: float, secret: bytes
+    ) -> Invitation:
+        """Write an invitation with this secret half into the roster; durable when it returns."""
+        node = self._node
         folder = engine.folder
         member = folder.roster.members.get(node.identity.device)
         if member is None or not member.invites(ROLES[role.value]):
@@ -83,7 +124,6 @@ class PeopleApi:
                 f"this device may not invite anybody as {role.value}; {NOTHING}. An owner can, or "
                 "can allow it: `shoal role DEVICE ROLE --may-invite`."
             )
-        secret = node.random.bytes(32)
         invitation = Invitation(
             folder=folder.id,
             secret=secret,
@@ -101,7 +141,7 @@ class PeopleApi:
             seed=node.random.bytes(32),
         )
         self._write(engine, [op])
-        return invitation.text
+        return invitation
 
     def _addresses(self, roster: Roster) -> tuple[tuple[str, int], ...]:
         """Where a new device can knock: here, and at the relays, which do not sleep."""

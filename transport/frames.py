@@ -25,6 +25,7 @@ from typing import Final
 
 from crdt.codec import pack, unpack
 from crdt.errors import PeerError
+from transport.admission_messages import Pake, ThisFolder, WhichFolder, Whispered
 from transport.messages import (
     Ack,
     Admitted,
@@ -69,7 +70,9 @@ WANTS: Final[frozenset[MessageType]] = frozenset({Want, Locate})
 """What a block stream carries from its opener, once open."""
 BLOCKS: Final[frozenset[MessageType]] = frozenset({Block, Missing, Located, Here})
 """What a block stream carries to its opener."""
-ADMISSION: Final[frozenset[MessageType]] = frozenset({Admitted, Refused})
+ADMISSION: Final[frozenset[MessageType]] = frozenset(
+    {Admitted, Refused, Pake, Whispered, ThisFolder}
+)
 """What a join stream carries to its opener."""
 HOSTING: Final[frozenset[MessageType]] = frozenset({Hosting, Refused})
 """What a hosting stream carries to its opener."""
@@ -77,7 +80,9 @@ DEPOSITS: Final[frozenset[MessageType]] = frozenset({Offer, Put, Drop})
 """What a deposit stream carries from its opener, once open."""
 RECEIPTS: Final[frozenset[MessageType]] = frozenset({Depot, Lacking, Stored, Refused})
 """What a deposit stream carries to its opener."""
-OPENERS: Final[frozenset[MessageType]] = frozenset({Hello, OpenBlocks, Join, Host, OpenDeposits})
+OPENERS: Final[frozenset[MessageType]] = frozenset(
+    {Hello, OpenBlocks, Join, Host, OpenDeposits, Pake, WhichFolder}
+)
 """What an accepted stream begins with."""
 
 _FOLLOWING: Final[dict[MessageType, frozenset[MessageType]]] = {
@@ -85,6 +90,8 @@ _FOLLOWING: Final[dict[MessageType, frozenset[MessageType]]] = {
     OpenBlocks: WANTS,
     Join: frozenset(),
     Host: frozenset(),
+    Pake: frozenset({Pake}),
+    WhichFolder: frozenset(),
     OpenDeposits: DEPOSITS,
 }
 _TYPES: Final[dict[int, MessageType]] = {

@@ -21,6 +21,7 @@ from crdt.roster_ops import Join as JoinOp
 from crdt.roster_ops import check_device_name
 from crdt.seal import KEY_SIZE, SIGNATURE_SIZE
 from crdt.version_vector import DEVICES_MAX, EMPTY, VersionVector
+from transport.admission_messages import Pake, ThisFolder, WhichFolder, Whispered
 from transport.fields import (
     PROTOCOL_VERSION,
     REQUEST_MAX,
@@ -384,6 +385,10 @@ Message = (
     | Join
     | Admitted
     | Refused
+    | Pake
+    | Whispered
+    | WhichFolder
+    | ThisFolder
     | Here
     | Host
     | Hosting

@@ -37,14 +37,28 @@ from node.control.facade import EXPIRES_DEFAULT_S, USES_DEFAULT, USES_MAX, Role
 )
 @click.option("--expires", "expires_s", type=DurationType(), default=EXPIRES_DEFAULT_S,
               help="How long it works: 10m, 12h, 7d. Default: 1d.")  # fmt: skip
+@click.option(
+    "--spoken",
+    is_flag=True,
+    help="Three words to say, for a device on the same network: one guess, 10 min.",
+)
 @common_options
 @click.pass_obj
-def invite(invocation: Invocation, directory: Path, role: str, uses: int, expires_s: float) -> None:
+def invite(
+    invocation: Invocation, directory: Path, role: str, uses: int, expires_s: float, spoken: bool
+) -> None:
     """Print an invitation to the folder that DIR is in. Treat it like a password.
 
     Where stdout is no terminal, the invitation stands alone on the first line.
     """
     with invocation.client() as client:
+        if spoken:
+            code = client.people(str, "say", directory, role=role)
+            invocation.answer({"code": code, "role": role, "uses": 1, "expires_s": 600}, code)
+            if is_terminal(1) and not invocation.json:
+                click.echo("It works once, for 10 minutes, and is void after a wrong guess.")
+                click.echo("On the other device:  shoal join THE-THREE-WORDS DIR")
+            return
         text = client.invite(directory, role=Role(role), uses=uses, expires_s=expires_s)
     value = {"invitation": text, "role": role, "uses": uses, "expires_s": expires_s}
     invocation.answer(value, text)

@@ -383,6 +383,14 @@ class PeopleFacade(Protocol):
         """Throw away what was changed at `path` and below it on a device that may only read."""
         ...
 
+    async def say_code(self, directory: str, role: Role) -> str:
+        """An invitation as three words to say, open for ten minutes and one guess."""
+        ...
+
+    async def recovery(self, directory: str) -> str:
+        """A standing owner invitation, as 24 words to keep on paper."""
+        ...
+
     async def deeds(self, path: str, limit: int) -> tuple[DeedInfo, ...]:
         """Who did what at `path` and below it, the newest first."""
         ...

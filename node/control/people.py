@@ -32,6 +32,10 @@ async def answer(facade: PeopleFacade, verb: str, directory: str, body: dict[str
             return await facade.set_role(directory, device, role_of(body), may_invite)
         case "revert":
             return await facade.revert(directory)
+        case "say":
+            return await facade.say_code(directory, role_of(body))
+        case "recovery":
+            return await facade.recovery(directory)
         case "log":
             limit = body.get("limit", DEEDS_DEFAULT)
             if type(limit) is not int or not 1 <= limit <= DEEDS_MAX:

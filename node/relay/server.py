@@ -29,6 +29,7 @@ from node.relay.rate import Rate
 from node.relay.sessions import NAME, ControlSession
 from node.relay.storage import Storage
 from node.relay.supply import BlockStream
+from transport.admission_messages import ThisFolder, WhichFolder
 from transport.fields import VersionError
 from transport.frames import FrameDecoder, encode
 from transport.identity import Identity
@@ -46,6 +47,7 @@ STREAMS_MAX: Final[dict[type[Message], int]] = {
     OpenDeposits: 8,
     Host: 1,
     Join: 1,
+    WhichFolder: 1,
 }
 _STATE_CODES: Final = {
     InvitationState.USED: CloseCode.INVITATION_USED,
@@ -60,7 +62,7 @@ class _Peer:
 
     connection: Connection
     known: bool  # a member, or the sponsor of a folder
-    streams: Counter[tuple[type[Message], FolderId]] = field(default_factory=Counter)
+    streams: Counter[tuple[type[Message], FolderId | None]] = field(default_factory=Counter)
 
 
 class Relay:
@@ -224,8 +226,9 @@ class Relay:
         if patience.cancelled_caught:
             raise PeerError("opened a stream and said nothing")
         first, rest = messages[0], messages[1:]
-        assert isinstance(first, Hello | OpenBlocks | OpenDeposits | Host | Join)
-        kind = type(first), first.folder
+        if not isinstance(first, Hello | OpenBlocks | OpenDeposits | Host | Join | WhichFolder):
+            raise PeerError(f"began a stream with {type(first).__name__}")
+        kind = type(first), None if isinstance(first, WhichFolder) else first.folder
         peer.streams[kind] += 1
         try:
             if peer.streams[kind] > STREAMS_MAX[kind[0]]:
@@ -241,6 +244,8 @@ class Relay:
                     await self._host(peer, stream, first)
                 case Join():
                     await self._join(peer, stream, first)
+                case WhichFolder():
+                    await self._tell_folder(peer, stream)
         finally:
             peer.streams[kind] -= 1
             await stream.aclose()
@@ -346,6 +351,18 @@ class Relay:
         if len(self.folders) >= self._limits.folders_max:
             return "it keeps as many folders as it can"
         return ""
+
+    async def _tell_folder(self, peer: _Peer, stream: Stream) -> None:
+        """Tell whoever dialled with an invitation's key which folder it is of."""
+        key = peer.connection.peer
+        found = next((id_ for id_, h in self.folders.items() if key in h.roster.invitations), None)
+        if found is None:
+            reason = "this relay does not know the invitation"
+            await stream.send_all(encode(Refused(int(CloseCode.NOT_A_MEMBER), reason)))
+        else:
+            await stream.send_all(encode(ThisFolder(found)))
+        await stream.send_eof()
+        await peer.connection.wait_closed()
 
     async def _join(self, peer: _Peer, stream: Stream, join: Join) -> None:
         hosted = self.folders.get(join.folder)

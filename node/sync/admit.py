@@ -18,14 +18,16 @@ from crdt.entry import ENTRY_SIZE_MAX, Entry
 from crdt.errors import CallerError, PeerError
 from crdt.ids import DeviceId
 from crdt.invitation import Invitation
+from crdt.recovery import RecoveryPhrase
 from crdt.roster import InvitationState, Roster
 from crdt.roster_make import join_op
 from node.ports import Clock
 from transport.address import Address
-from transport.frames import FrameDecoder, encode
+from transport.admission_messages import ThisFolder, WhichFolder
+from transport.frames import ADMISSION, FrameDecoder, encode
 from transport.identity import Identity
 from transport.link import CloseCode, Connection, DialError, Link, LinkClosedError
-from transport.messages import ENTRIES_MAX, Admitted, Join, Refused, plain_reason
+from transport.messages import ENTRIES_MAX, Admitted, Join, Message, Refused, plain_reason
 
 if TYPE_CHECKING:
     from node.sync.engine import FolderEngine
@@ -62,6 +64,11 @@ async def serve_join(connection: Connection, engine: FolderEngine, clock: Clock)
         while not (messages := decoder.feed(await stream.receive_some())):
             pass
         request = messages[0]
+        if isinstance(request, WhichFolder):
+            await stream.send_all(encode(ThisFolder(engine.folder.id)))
+            await stream.send_eof()
+            await connection.wait_closed()
+            return
         if not isinstance(request, Join) or request.folder != engine.folder.id:
             raise PeerError("an invitation's connection may only ask to join its folder")
         if request.op.key != connection.peer:
@@ -126,6 +133,41 @@ async def ask_to_join(
             await connection.close(CloseCode.OK)
     _check_roster(entries, invitation, identity.device, connection.peer)
     return entries
+
+
+async def ask_which_folder(link: Link, address: Address, phrase: RecoveryPhrase) -> Invitation:
+    """Find the folder that a recovery phrase is for, at a member or a relay.
+
+    Raises:
+        DialError: nobody there, or the phrase is not known there.
+        PeerError: it named another folder.
+    """
+    guest = Identity.from_seed(phrase.seed)
+    connection = await link.dial(address, identity=guest, authorize=lambda _peer: None)
+    try:
+        with trio.fail_after(ANSWER_TIMEOUT_S):
+            stream = await connection.open_stream()
+            await stream.send_all(encode(WhichFolder()))
+            decoder = FrameDecoder(ADMISSION)
+            messages: list[Message] = []
+            while not messages:
+                data = await stream.receive_some()
+                if not data:
+                    raise PeerError("the node ended the conversation without an answer")
+                messages = decoder.feed(data)
+            match messages[0]:
+                case ThisFolder(folder=folder) if phrase.is_of(folder):
+                    place = (address.host, address.port)
+                    return Invitation(folder, phrase.seed, connection.peer, (place,))
+                case _:
+                    raise PeerError("the node named another folder than the phrase is for")
+    except trio.TooSlowError:
+        raise DialError("the node did not answer in time") from None
+    except LinkClosedError as error:
+        raise DialError(str(error), error.closed.code) from None
+    finally:
+        with trio.CancelScope(shield=True):
+            await connection.close(CloseCode.OK)
 
 
 async def _receive_roster(receive: object) -> list[bytes]:

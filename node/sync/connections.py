@@ -25,6 +25,7 @@ from node.sync.bell import Bell
 from node.sync.engine import FolderEngine
 from node.sync.relays import relay_addresses
 from node.sync.sessions import run_member
+from node.sync.spoken import SpokenCodes
 from transport.address import Address
 from transport.fields import VersionError
 from transport.identity import Identity
@@ -74,6 +75,7 @@ class Connections:
         self._live: dict[DeviceId, Live] = {}
         self._dialling: set[Address] = set()
         self._parted: set[DeviceId] = set()  # removed devices that have been told
+        self.spoken = SpokenCodes(identity, random)
         self.wake = Bell()
         self._opened = trio.Event()
         self.on_connected: Callable[[FolderEngine, Address], None] = lambda _engine, _address: None
@@ -106,7 +108,7 @@ class Connections:
             return None
         now_s = self._clock.wall_ns() / 1e9
         states = {e.folder.roster.invitation_state(peer, now_s) for e in self._folders.values()}
-        if InvitationState.OPEN in states:
+        if InvitationState.OPEN in states or self.spoken.is_open:
             return None
         if InvitationState.USED in states or InvitationState.CLOSED in states:
             return CloseCode.INVITATION_USED
@@ -136,10 +138,12 @@ class Connections:
     async def _accept(self, connection: Connection) -> None:
         if self._shared(connection.peer) or self._to_part_from(connection.peer):
             await self._run(connection)
-        else:
-            for engine in self._folders.values():
-                if connection.peer in engine.folder.roster.invitations:
-                    await serve_join(connection, engine, self._clock)
+            return
+        for engine in self._folders.values():
+            if connection.peer in engine.folder.roster.invitations:
+                await serve_join(connection, engine, self._clock)
+                return
+        await self.spoken.serve(connection)
 
     # --- one connection -------------------------------------------------------------------------
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import random
+import select
+import socket
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from crdt.ids import DeviceId
+from crdt.invitation import Invitation
+from crdt.recovery import RecoveryPhrase
 from node.control.client import ControlClient
 from node.control.shapes import to_json
 from tests.support.processes import ROOT, Device, members, on_loopback
@@ -302,6 +310,130 @@ def test_who_did_what(tmp_path: Path) -> None:
                 ("deed", "deleted", "moved.txt"),
             ]
             follow.terminate()
+
+
+def test_a_spoken_code_lets_a_device_in_and_takes_one_guess(tmp_path: Path) -> None:
+    with members(tmp_path, "anna") as (anna,), on_loopback(tmp_path, "ben") as ben:
+        (anna.directory / "f.txt").write_text("f\n")
+        address = anna.ready_line.rpartition(" ")[2]
+        peer = ("--peer", address)
+        code = anna.run("invite", str(anna.directory), "--spoken").stdout.strip()
+        assert len(code.split("-")) == 3
+        wrong = "zoo-zoo-zoo"
+        done = ben.run("join", wrong, str(ben.directory), *ben.options, *peer, check=False)
+        assert done.returncode == INVITATION, done
+        assert "void" in done.stderr
+        assert not ben.directory.exists()
+        wait_for(lambda: "void" in str(anna.folder()["warnings"]))
+        assert anna.run_json("invitations", str(anna.directory)) == [], "and what it stood for"
+        # The right words come too late now: strangers are refused again.
+        late = ben.command("join", code, str(ben.directory), *ben.options, *peer)
+        with subprocess.Popen(late, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+            code = anna.run("invite", str(anna.directory), "--spoken").stdout.strip()
+            # It keeps asking, and so spends its guess at the new code.
+            assert process.wait(40) == INVITATION
+        code = anna.run("invite", str(anna.directory), "--spoken", "--role", "reader").stdout
+        ben.join(code.strip(), *peer)
+        wait_for((ben.directory / "f.txt").exists)
+        assert devices(anna)["ben"]["role"] == "reader"
+        mistyped = ben.run("join", "ocean-violin-tigr", str(tmp_path / "x"), check=False)
+        assert mistyped.returncode == USAGE
+
+
+def test_an_owner_comes_back_with_nothing_but_the_phrase(tmp_path: Path) -> None:
+    with members(tmp_path, "anna", "ben") as (anna, ben), on_loopback(tmp_path, "new") as new:
+        (anna.directory / "precious.txt").write_text("precious\n")
+        phrase = anna.run("recovery", str(anna.directory)).stdout.strip()
+        assert len(phrase.split()) == 24
+        anna.wait(devices=2)
+        anna.kill()  # the laptop is lost; ben is a mere editor
+        peer = ("--peer", ben.ready_line.rpartition(" ")[2])
+        words = phrase.split()
+        for bad, code in (
+            (" ".join(words[:-1]), USAGE),
+            (" ".join([*words[:-1], "xyzzy"]), USAGE),
+            (RecoveryPhrase(bytes(16), bytes(16)).text, INVITATION),
+        ):
+            done = new.run("join", bad, str(new.directory), *new.options, *peer, check=False)
+            assert done.returncode == code, done
+            assert not new.directory.exists()
+            assert not any(word in done.stderr.split() for word in words[:12])
+        new.join(phrase, *peer)
+        wait_for((new.directory / "precious.txt").exists)
+        assert devices(new)["new"]["role"] == "owner"
+        new.run("remove", "anna", str(new.directory))
+        (new.directory / "after.txt").write_text("under a new key\n")
+        new.wait(devices=2)
+        assert (ben.directory / "after.txt").read_text() == "under a new key\n"
+        assert set(devices(ben)) == {"new", "ben"}
+
+
+def test_folders_that_hold_files_already_are_united_without_sending_them(tmp_path: Path) -> None:
+    size = 3_000_000
+    with on_loopback(tmp_path, "anna") as anna, on_loopback(tmp_path, "ben") as ben:
+        same = random.Random(7).randbytes(size)
+        for one in (anna, ben):
+            (one.directory / "dir").mkdir(parents=True)
+            (one.directory / "same.bin").write_bytes(same)
+            (one.directory / "dir" / "small.txt").write_text("the same\n")
+            os.utime(one.directory / "dir" / "small.txt", (1e9, 1e9 + (one is ben)))
+            (one.directory / f"by {one.name}.txt").write_text(f"by {one.name}\n")
+            (one.directory / "both.txt").write_text(f"both, by {one.name}\n")
+        (ben.directory / "elsewhere.bin").write_bytes(same[: size // 2])
+        (anna.directory / "half.bin").write_bytes(same[: size // 2])
+        anna.up()
+        proxy = CountingProxy(anna.ready_line.rpartition(":")[2])
+        with proxy:
+            text = Invitation.from_text(anna.invite())
+            by_proxy = replace(text, addresses=(("127.0.0.1", proxy.port),))
+            ben.join(by_proxy.text)
+            tree = wait_until_equal(
+                anna.directory, ben.directory, expected=lambda tree: len(tree) == 9
+            )
+            ben.wait(devices=2)
+        copies = [path for path in tree if "conflict" in path or "(" in path]
+        assert len(copies) == 1, "equal files are no conflict, and both contents of both.txt stay"
+        texts = {(anna.directory / path).read_text() for path in (*copies, "both.txt")}
+        assert texts == {"both, by anna\n", "both, by ben\n"}
+        assert proxy.size < 200_000, f"{proxy.size} bytes for what both had"
+
+
+class CountingProxy:
+    """Passes datagrams on between one client and a port on loopback, and counts their bytes."""
+
+    def __init__(self, port: str) -> None:
+        self._target = ("127.0.0.1", int(port))
+        self._near = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._far = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._near.bind(("127.0.0.1", 0))
+        self._far.bind(("127.0.0.1", 0))
+        self.port: int = self._near.getsockname()[1]
+        self.size = 0
+        self._client: tuple[str, int] | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._pass_on)
+
+    def _pass_on(self) -> None:
+        while not self._stop.is_set():
+            ready, _, _ = select.select([self._near, self._far], [], [], 0.05)
+            for one in ready:
+                data, sender = one.recvfrom(65_536)
+                self.size += len(data)
+                if one is self._near:
+                    self._client = sender
+                    self._far.sendto(data, self._target)
+                elif self._client is not None:
+                    self._near.sendto(data, self._client)
+
+    def __enter__(self) -> CountingProxy:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._near.close()
+        self._far.close()
 
 
 def id_of(device: Device, name: str) -> str:

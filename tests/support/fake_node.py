@@ -142,6 +142,15 @@ class FakeNode:
         self.people.append(("role", device, role, may_invite))
         return replace(self.desk, role=role, may_invite=bool(may_invite))
 
+    async def say_code(self, directory: str, role: Role) -> str:
+        self._find(directory)
+        self.people.append(("say", role))
+        return "ocean-violin-tiger"
+
+    async def recovery(self, directory: str) -> str:
+        self._find(directory)
+        return " ".join(["word"] * 24)
+
     async def deeds(self, path: str, limit: int) -> tuple[DeedInfo, ...]:
         self._find(path)
         return DEEDS[:limit]

@@ -15,6 +15,7 @@ from crdt.errors import PeerError
 from crdt.ids import BlockId, DeviceId, FolderId
 from crdt.roster_ops import Join as JoinOp
 from crdt.version_vector import COUNTER_MAX, DEVICES_MAX, EMPTY, VersionVector
+from transport.admission_messages import Pake, ThisFolder, WhichFolder, Whispered
 from transport.fields import SEALED_BLOCK_SIZE_MAX, WANT_MAX, VersionError
 from transport.frames import (
     ADMISSION,
@@ -89,6 +90,10 @@ EXAMPLES: list[Message] = [
     JOIN,
     Admitted((b"one",), more=True),
     Refused(2, "used"),
+    Pake(b"B" + b"e" * 32),
+    Whispered(b"sealed"),
+    WhichFolder(),
+    ThisFolder(FOLDER),
     Block(3, BLOCK_IDS[0], b"sealed", bytes(ONE), b"s" * 64),
     Here(0, BLOCK_IDS),
     Notice("full"),

@@ -50,6 +50,8 @@ from transport.relay_messages import (
     Host,
     Hosting,
     Lacking,
+    List,
+    Listed,
     Notice,
     Offer,
     OpenDeposits,
@@ -76,9 +78,9 @@ ADMISSION: Final[frozenset[MessageType]] = frozenset(
 """What a join stream carries to its opener."""
 HOSTING: Final[frozenset[MessageType]] = frozenset({Hosting, Refused})
 """What a hosting stream carries to its opener."""
-DEPOSITS: Final[frozenset[MessageType]] = frozenset({Offer, Put, Drop})
+DEPOSITS: Final[frozenset[MessageType]] = frozenset({Offer, Put, Drop, List})
 """What a deposit stream carries from its opener, once open."""
-RECEIPTS: Final[frozenset[MessageType]] = frozenset({Depot, Lacking, Stored, Refused})
+RECEIPTS: Final[frozenset[MessageType]] = frozenset({Depot, Lacking, Stored, Listed, Refused})
 """What a deposit stream carries to its opener."""
 OPENERS: Final[frozenset[MessageType]] = frozenset(
     {Hello, OpenBlocks, Join, Host, OpenDeposits, Pake, WhichFolder}

@@ -40,6 +40,8 @@ from transport.relay_messages import (
     Host,
     Hosting,
     Lacking,
+    List,
+    Listed,
     Notice,
     Offer,
     OpenDeposits,
@@ -401,6 +403,8 @@ Message = (
     | Put
     | Stored
     | Drop
+    | List
+    | Listed
 )
 
 

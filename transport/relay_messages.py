@@ -6,11 +6,12 @@ Pure; values that check themselves. `Host` opens a stream on which a folder is b
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Self
 
-from crdt.ids import BlockId, DeviceId, FolderId
+from crdt.ids import BLOCK_ID_SIZE, BlockId, DeviceId, FolderId
 from crdt.roster_ops import check_device_name
 from crdt.seal import SIGNATURE_SIZE
 from crdt.version_vector import COUNTER_MAX, VersionVector
@@ -29,6 +30,7 @@ from transport.fields import (
 
 TOKEN_SIZE_MAX: Final = 128  # bytes
 RELAYS_MAX: Final = 8  # that are spoken of at once
+LISTED_MAX: Final = 1_000  # block ids in one answer
 GENERATION_SIZE: Final = 16
 MARK_SIZE: Final = 16
 
@@ -341,3 +343,49 @@ class Drop:
         blocks = tuple(BlockId(block) for block in get_all(wire, "blocks", bytes, WANT_MAX))
         have = VersionVector.from_wire(wire.get("have"))
         return cls(blocks, have, get(wire, "signature", bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class List:
+    """Which blocks do you keep that nobody has dropped? In order of id, those behind `after`."""
+
+    after: bytes = b""
+    type: ClassVar[int] = 71
+    size_max: ClassVar[int] = 1 * _KIB
+
+    def __post_init__(self) -> None:
+        if len(self.after) > BLOCK_ID_SIZE:
+            raise ValueError("'after' is a block id, or empty")
+
+    def to_wire(self) -> dict[str, Any]:
+        """See the module."""
+        return {"after": self.after}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """See the module."""
+        return cls(get(wire, "after", bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Answer to `List`: the next ones; none at the end."""
+
+    blocks: tuple[BlockId, ...]
+    type: ClassVar[int] = 72
+    size_max: ClassVar[int] = 64 * _KIB
+
+    def __post_init__(self) -> None:
+        if len(self.blocks) > LISTED_MAX:
+            raise ValueError(f"a list names up to {LISTED_MAX} blocks")
+        if any(one >= other for one, other in itertools.pairwise(self.blocks)):
+            raise ValueError("a list is in order of block id")
+
+    def to_wire(self) -> dict[str, Any]:
+        """See the module."""
+        return {"blocks": list(self.blocks)}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """See the module."""
+        return cls(tuple(BlockId(block) for block in get_all(wire, "blocks", bytes, LISTED_MAX)))

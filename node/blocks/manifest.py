@@ -15,7 +15,7 @@ than one path of them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from crdt.codec import pack, unpack
@@ -174,3 +174,26 @@ class Walk:
             raise ManifestError(
                 f"the block list adds up to {self._end} bytes, the file has {self._size}"
             )
+
+
+def blocks_and_nodes(
+    manifest: Manifest, size: int, node: Callable[[BlockId], bytes | None]
+) -> Iterator[BlockRef]:
+    """All that a file of `size` bytes is made of: its data blocks and the nodes of its list.
+
+    Raises:
+        KeyError: a node is not to be had from `node`.
+        ManifestError: as for `Walk.feed`.
+    """
+    walk = Walk(manifest, size)
+    while True:
+        for ref, _ in walk.blocks():
+            yield ref
+        wanted = walk.wants()
+        if wanted is None:
+            return
+        data = node(wanted.block)
+        if data is None:
+            raise KeyError(wanted.block)
+        yield wanted
+        walk.feed(data)

@@ -19,6 +19,7 @@ from transport.address import Address
 if TYPE_CHECKING:
     from node.relay.app import RelayReady
 
+DAY_S = 24 * 3600
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
@@ -50,6 +51,9 @@ class SizeType(click.ParamType[int]):
 @click.option("--rate", type=SizeType(), help="Bytes of blocks a second, each way, for all.")
 @click.option("--connections", type=click.IntRange(1, 100_000), default=1_000, show_default=True,
               help="Connected devices at most.")  # fmt: skip
+@click.option("--drop-grace", type=click.FloatRange(0, 36_500), metavar="DAYS",
+              help="Between members' word that blocks are needed no more and their deletion. "
+                   "Default: 7.")  # fmt: skip
 @click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics here.")
 @click.option("--verbose", is_flag=True, help="Write the relay's log to stderr.")
 @common_options
@@ -79,11 +83,13 @@ def relay(
     from node.relay.limits import Limits  # noqa: PLC0415
     from node.relay.policy import PolicyKind  # noqa: PLC0415
 
+    grace_days = limits["drop_grace"]
     given = {
         "folder_size_max": limits["folder_quota"],
         "device_size_max": limits["device_quota"],
         "rate_max": limits["rate"],
         "connections_max": limits["connections"],
+        "drop_grace_s": None if grace_days is None else round(grace_days * DAY_S),
     }
     metrics = limits["metrics"]
     options = app.RelayOptions(

@@ -7,9 +7,13 @@ so that a restart does not ask about every block again. Calls happen on the even
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from crdt.ids import DeviceId, ItemId
+from crdt.codec import unpack
+from crdt.ids import BlockId, DeviceId, ItemId
+from crdt.slot import Content, Slot
+from node.index.slots import SLOT_SIZE_MAX
 from transport.relay_messages import Place
 
 
@@ -71,3 +75,41 @@ class Relays:
             (revision, item, count),
         )
         return [(top, ItemId(found)) for top, found in rows]
+
+    # --- what a relay keeps for nothing ---------------------------------------------------------
+
+    def unneeded(self, relay: DeviceId, blocks: set[BlockId], now_s: int) -> None:
+        """These blocks lie at `relay`, and nothing here needs them; no others. In the caller's
+        transaction.
+        """
+        known = {
+            block
+            for (block,) in self._db.execute(
+                "SELECT block FROM unneeded WHERE device = ?", (relay,)
+            )
+        }
+        self._db.executemany(
+            "DELETE FROM unneeded WHERE device = ? AND block = ?",
+            [(relay, block) for block in known - blocks],
+        )
+        self._db.executemany(
+            "INSERT INTO unneeded VALUES (?, ?, ?)",
+            [(relay, block, now_s) for block in blocks - known],
+        )
+
+    def unneeded_since(self, relay: DeviceId, before_s: int) -> list[BlockId]:
+        """Those that have been so since `before_s` or earlier."""
+        rows = self._db.execute(
+            "SELECT block FROM unneeded WHERE device = ? AND since_s <= ? ORDER BY block",
+            (relay, before_s),
+        )
+        return [BlockId(block) for (block,) in rows]
+
+    def past_contents(self, since_s: int) -> Iterator[Content]:
+        """The contents of slots that were replaced after `since_s`, on history's own clock."""
+        for (data,) in self._db.execute(
+            "SELECT data FROM past_slots WHERE since_s IS NULL OR since_s > ?", (since_s,)
+        ):
+            slot = Slot.from_wire(unpack(data, size_max=SLOT_SIZE_MAX))
+            if slot.content is not None:
+                yield slot.content

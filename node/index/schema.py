@@ -162,6 +162,15 @@ CREATE TABLE relays (
 CREATE INDEX tree_top ON tree (top, item) WHERE kind = 1 AND size > 4096;
 """
 
+_UNNEEDED: Final = """
+CREATE TABLE unneeded (               -- blocks at a relay that nothing here needs any more
+    device BLOB NOT NULL,             -- the relay
+    block BLOB NOT NULL,
+    since_s INTEGER NOT NULL,         -- first seen so, on history's own clock
+    PRIMARY KEY (device, block)
+) WITHOUT ROWID;
+"""
+
 MIGRATIONS: Final[tuple[str, ...]] = (
     _NODE_SCHEMA + TREE_SCHEMA + BLOCKS_SCHEMA,
     _HISTORY_SCHEMA + TREE_HISTORY_SCHEMA,
@@ -172,5 +181,6 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _WITHOUT_EFFECT + TREE_DERIVED_SCHEMA,
     _RELAYS,
     TREE_MARKED_SCHEMA,
+    _UNNEEDED,
 )
 SCHEMA_VERSION: Final = len(MIGRATIONS)

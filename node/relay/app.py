@@ -28,6 +28,7 @@ from node.relay.policy import Policy, PolicyKind
 from node.relay.server import Relay
 from node.relay.sqlite_storage import SqliteStorage
 from node.relay.stats import Stats, serve_stats
+from node.relay.upkeep import RelayClock, Upkeep
 from transport.address import Address
 from transport.identity import load_or_create
 from transport.quic import QuicLink
@@ -82,14 +83,21 @@ async def _run(options: RelayOptions, ready: Callable[[RelayReady], None]) -> No
     storage = SqliteStorage(options.home, TrioThreads(THREADS_MAX), random)
     policy = Policy(options.policy, token, options.owners)
     link = QuicLink(identity, options.listen)
-    relay = Relay(link, identity, storage, clock, policy=policy, limits=options.limits)
+    time = RelayClock(options.home, clock)
+    relay = Relay(
+        link, identity, storage, clock, policy=policy, limits=options.limits, time_s=time.now_s
+    )
     storage.on_lost = relay.lost
+    upkeep = Upkeep(
+        storage, time.now_s, relay.counters, gone=relay.gone, grace_s=options.limits.drop_grace_s
+    )
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_until_stopped, nursery.cancel_scope)
             await _listen(nursery, relay, options.listen)
             stats = Stats(relay, storage, identity.device)
             await nursery.start(serve_stats, stats, options.home, options.metrics)
+            nursery.start_soon(upkeep.serve, time)
             told = token if made and options.policy is PolicyKind.TOKEN else ""
             where = str(link.address)
             ready(RelayReady(identity.device.text, where, options.policy.value, told))

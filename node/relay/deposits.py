@@ -1,7 +1,7 @@
 """Takes sealed blocks from members: offers are answered with what is lacking, puts are stored.
 
-    opener      OpenDeposits, then Offer, Put, Drop
-    relay       Depot,        then Lacking, Stored
+    opener      OpenDeposits, then Offer, Put, List, Drop
+    relay       Depot,        then Lacking, Stored, Listed
 
 An offer that finds something lacking holds one of `Limits.uploads_max` places until its blocks
 have come, which bounds the memory of all uploads together. Blocks are stored as they come, a few at
@@ -11,7 +11,7 @@ a time; `Stored` is said once all of the offer's are durable. Every step may be 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -20,7 +20,6 @@ from crdt.deposit import sealed_hash, verify_deposit, verify_drop
 from crdt.errors import PeerError
 from crdt.ids import BlockId, DeviceId
 from crdt.roster_ops import Role
-from node.ports import Clock
 from node.relay.hosted import HostedFolder
 from node.relay.limits import Counters, Limits
 from node.relay.rate import Rate
@@ -28,7 +27,18 @@ from node.relay.storage import Deposit, Storage, StorageFullError
 from transport.frames import FrameDecoder, encode
 from transport.link import Stream
 from transport.messages import Message
-from transport.relay_messages import Depot, Drop, Lacking, Offer, OpenDeposits, Put, Stored
+from transport.relay_messages import (
+    LISTED_MAX,
+    Depot,
+    Drop,
+    Lacking,
+    List,
+    Listed,
+    Offer,
+    OpenDeposits,
+    Put,
+    Stored,
+)
 
 logger = logging.getLogger("shoal.relay")
 
@@ -51,7 +61,7 @@ class DepositStream:
         counters: Counters,
         places: trio.CapacityLimiter,
         rate: Rate,
-        clock: Clock,
+        time_s: Callable[[], int],
     ) -> None:
         self._hosted = hosted
         self._storage = storage
@@ -62,23 +72,24 @@ class DepositStream:
         self._counters = counters
         self._places = places
         self._rate = rate
-        self._clock = clock
+        self._time_s = time_s
         self._inbox: list[Message] = []
 
     async def run(self, opening: OpenDeposits, first: Sequence[Message]) -> None:
-        """Serve until the stream ends, or until something stored is lost: then members ask anew.
+        """Serve until the stream ends, or until something stored is there no more: then members ask
+        anew.
 
         Raises:
             PeerError: the peer broke the protocol.
             LinkClosedError: the stream or the connection is gone.
         """
         self._inbox += first
-        lost = self._hosted.lost.count
+        lost = self._hosted.gone.count
         continues = await self._storage.continues(self._hosted.id, opening.place)
         await self._send(Depot(await self._storage.place(self._hosted.id), continues))
 
         async def until_lost() -> None:
-            await self._hosted.lost.wait_past(lost)
+            await self._hosted.gone.wait_past(lost)
             nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
@@ -87,6 +98,9 @@ class DepositStream:
                 match message:
                     case Offer():
                         await self._take_offer(message)
+                    case List(after=after):
+                        found = await self._storage.listed(self._hosted.id, after, LISTED_MAX)
+                        await self._send(Listed(tuple(found)))
                     case Drop():
                         await self._take_drop(message)
                     case _:
@@ -188,7 +202,5 @@ class DepositStream:
             raise PeerError("dropped blocks, which its role does not allow")
         if not verify_drop(self._peer, hosted.id, drop.have, drop.blocks, drop.signature):
             raise PeerError("did not sign for what it dropped")
-        if not drop.have.dominates(hosted.have):
-            return  # somebody wrote what it has not seen, and may need these blocks
-        now_s = self._clock.wall_ns() // 10**9
-        self._counters.drops_total += await self._storage.drop(hosted.id, drop.blocks, now_s=now_s)
+        now_s = self._time_s()
+        self._counters.drops_total += await hosted.drop(drop.blocks, drop.have, now_s=now_s)

@@ -16,7 +16,7 @@ import trio
 from crdt import acceptance
 from crdt.entry import START, Entry, EntryKind, LogPosition, build
 from crdt.errors import PeerError
-from crdt.ids import DeviceId, FolderId
+from crdt.ids import BlockId, DeviceId, FolderId
 from crdt.roster import Roster
 from crdt.roster_ops import Op, Role, pack_ops
 from crdt.version_vector import VersionVector
@@ -59,7 +59,7 @@ class HostedFolder:
         self.advanced = Bell()  # rings when the log grew
         self.roster_changed = Bell()
         self.deposited = Bell()  # rings when blocks came or went
-        self.lost = Bell()  # rings when a stored block turned out to be damaged
+        self.gone = Bell()  # rings when stored blocks are there no more: damaged, or collected
         self.usage = Usage()
         self.full = ""  # why tree entries are not taken any more
         self.fullness = Bell()  # rings when `full` changes
@@ -108,6 +108,17 @@ class HostedFolder:
         """Look up what the folder takes."""
         self.usage = await self._storage.usage(self.id)
         return self.usage
+
+    async def drop(self, blocks: Sequence[BlockId], have: VersionVector, *, now_s: int) -> int:
+        """Note that nothing up to `have` needs these blocks; returns how many were here.
+
+        Nothing happens where somebody wrote what the dropper has not seen: it may need them. No
+        entry comes in meanwhile.
+        """
+        async with self._lock:
+            if not have.dominates(self.have):
+                return 0
+            return await self._storage.drop(self.id, blocks, now_s=now_s)
 
     # --- entries --------------------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from node.relay.storage import DROP_GRACE_S
+
 GIB: Final = 1024**3
 UNLIMITED: Final = 2**62  # bytes
 
@@ -23,6 +25,7 @@ class Limits:
     uploads_max: int = 16  # offers at once for which blocks may come; each holds a batch in memory
     upload_s: float = 120.0  # for one offer's blocks: a slow drip gives up its place
     reads_max: int = 16  # blocks at once that are read for somebody
+    drop_grace_s: int = DROP_GRACE_S  # between a drop and the deletion
     rate_max: float = float("inf")  # bytes a second of blocks, each direction, all together
 
 

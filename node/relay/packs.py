@@ -104,6 +104,10 @@ class Packs:
         """The pack that is being written."""
         return self._number
 
+    def numbers(self) -> list[int]:
+        """All packs on the disk."""
+        return sorted(filter(None, map(_number, self._directory.glob("*.pack"))))
+
     def size(self, pack: int) -> int:
         """Bytes of a pack on the disk; 0 when it is gone."""
         try:

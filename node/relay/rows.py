@@ -14,7 +14,7 @@ import blake3
 from crdt.entry import LogPosition
 from crdt.ids import BlockId, DeviceId
 from crdt.version_vector import VersionVector
-from node.relay.storage import Deposit
+from node.relay.storage import COLLECT_SHARE, Deposit
 from transport.relay_messages import MARK_SIZE, Place
 from transport.session import LogEntry
 
@@ -103,6 +103,38 @@ def undrop(db: sqlite3.Connection, number: int, blocks: Iterable[BlockId]) -> No
         db.execute(
             "UPDATE blocks SET dropped_s = NULL WHERE folder = ? AND block = ?", (number, block)
         )
+
+
+def listed(db: sqlite3.Connection, number: int, after: bytes, count_max: int) -> list[BlockId]:
+    """See `Storage.listed`."""
+    rows = db.execute(
+        "SELECT block FROM blocks WHERE folder = ? AND block > ? AND dropped_s IS NULL "
+        "ORDER BY block LIMIT ?",
+        (number, after, count_max),
+    )
+    return [BlockId(block) for (block,) in rows]
+
+
+def worth_collecting(db: sqlite3.Connection, before_s: int) -> list[int]:
+    """The folders of which enough was dropped at `before_s` or earlier."""
+    rows = db.execute(
+        "SELECT folder, sum(size), (SELECT sum(block_bytes) FROM usage WHERE folder = b.folder) "
+        "FROM blocks AS b WHERE dropped_s IS NOT NULL AND dropped_s <= ? GROUP BY folder",
+        (before_s,),
+    )
+    return [number for number, ripe, total in rows if ripe >= COLLECT_SHARE * total]
+
+
+def delete_dropped(db: sqlite3.Connection, number: int, before_s: int, limit: int) -> int:
+    """Take out rows that were dropped at `before_s` or earlier; returns how many."""
+    rows = db.execute(
+        "SELECT block, depositor, size FROM blocks "
+        "WHERE folder = ? AND dropped_s IS NOT NULL AND dropped_s <= ? LIMIT ?",
+        (number, before_s, limit),
+    ).fetchall()
+    for block, depositor, size in rows:
+        delete(db, number, BlockId(block), DeviceId(depositor), size)
+    return len(rows)
 
 
 def delete(

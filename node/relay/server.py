@@ -77,7 +77,10 @@ class Relay:
         *,
         policy: Policy,
         limits: Limits,
+        time_s: Callable[[], int] | None = None,
     ) -> None:
+        """Args: `time_s` is the clock of grace periods (`node.relay.upkeep`)."""
+        self._time_s = time_s or (lambda: clock.wall_ns() // 10**9)
         self.counters = Counters()
         self.folders: dict[FolderId, HostedFolder] = {}
         self._link = link
@@ -119,8 +122,12 @@ class Relay:
     def lost(self, folder: FolderId) -> None:
         """A stored block of this folder was damaged."""
         self.counters.blocks_lost_total += 1
+        self.gone(folder)
+
+    def gone(self, folder: FolderId) -> None:
+        """Stored blocks of this folder are there no more."""
         if folder in self.folders:
-            self.folders[folder].lost.ring()
+            self.folders[folder].gone.ring()
 
     async def _watch_roster(self, hosted: HostedFolder) -> None:
         """Close the connections of whoever is a member of nothing any more."""
@@ -313,7 +320,7 @@ class Relay:
             counters=self.counters,
             places=self._uploads,
             rate=self._rate_in,
-            clock=self._clock,
+            time_s=self._time_s,
         )
         await _until_given_up(lambda: served.run(first, rest))
 

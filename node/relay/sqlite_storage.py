@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
+import trio
+
 from crdt.deposit import sealed_hash
 from crdt.entry import Entry
 from crdt.errors import WorldError
@@ -32,7 +34,6 @@ from node.relay import rows as tables
 from node.relay.packs import Extent, Packs
 from node.relay.schema import connect, open_database
 from node.relay.storage import (
-    DROP_GRACE_S,
     Deposit,
     Scrubbed,
     StorageFullError,
@@ -45,6 +46,8 @@ from transport.session import LogEntry
 logger = logging.getLogger("shoal.relay")
 
 BATCH_ENTRIES_MAX: Final = 256  # entries read at once
+SCRUB_BLOCKS: Final = 1_024  # read in one step, at most
+COLLECT_BLOCKS: Final = 4_096  # rows of one transaction
 COMPACT_BELOW: Final = 0.5  # a pack of which less is alive is rewritten
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -69,6 +72,7 @@ class SqliteStorage:
         self._ids: dict[FolderId, int] = {}
         self.on_lost: Callable[[FolderId], None] = lambda _: None
         self.lost_blocks = 0
+        self.packs_stay = trio.Lock()  # held by a backup: no pack goes meanwhile
 
     def close(self) -> None:
         """Fold the write-ahead log in and close."""
@@ -226,13 +230,20 @@ class SqliteStorage:
 
     async def lacking(self, folder: FolderId, blocks: Iterable[BlockId]) -> set[BlockId]:
         """See `Storage`."""
-        asked = list(blocks)
-        number = self._ids[folder]
+        asked, number = list(blocks), self._ids[folder]
         found = await self._read(lambda db: tables.dropped_of(db, number, asked))
-        dropped = [block for block, dropped_s in found.items() if dropped_s is not None]
-        if dropped:
-            await self._write(lambda db: tables.undrop(db, number, dropped))
+        if any(dropped_s is not None for dropped_s in found.values()):
+            # Looked at again in there: a collection may have come in between.
+            found = await self._write(lambda db: self._keep(db, number, asked))
         return set(asked) - found.keys()
+
+    @staticmethod
+    def _keep(
+        db: sqlite3.Connection, number: int, asked: Sequence[BlockId]
+    ) -> dict[BlockId, int | None]:
+        found = tables.dropped_of(db, number, asked)
+        tables.undrop(db, number, found)
+        return found
 
     async def held(self, folder: FolderId, blocks: Iterable[BlockId]) -> set[BlockId]:
         """See `Storage`."""
@@ -321,12 +332,22 @@ class SqliteStorage:
         tables.delete(db, number, block, DeviceId(row[3]), extent.size)
         self._new_generation(db, number)
         self.lost_blocks += 1
-        logger.error("a stored block was damaged and is forgotten; members will bring it again")
+        (folder,) = db.execute("SELECT folder FROM folders WHERE id = ?", (number,)).fetchone()
+        logger.error(
+            "block %s of folder %s was damaged and is forgotten; members will bring it again",
+            block.hex()[:16],
+            folder.hex()[:16],
+        )
         return True
 
     def _new_generation(self, db: sqlite3.Connection, number: int) -> None:
         generation = self._random.bytes(GENERATION_SIZE)
         db.execute("UPDATE folders SET generation = ? WHERE id = ?", (generation, number))
+
+    async def listed(self, folder: FolderId, after: bytes, count_max: int) -> list[BlockId]:
+        """See `Storage`."""
+        number = self._ids[folder]
+        return await self._read(lambda db: tables.listed(db, number, after, count_max))
 
     async def drop(self, folder: FolderId, blocks: Sequence[BlockId], *, now_s: int) -> int:
         """See `Storage`."""
@@ -376,12 +397,13 @@ class SqliteStorage:
         rows = await self._read(
             lambda db: db.execute(
                 "SELECT folder, block, pack, offset, size, digest FROM blocks "
-                "WHERE (pack, offset) >= (?, ?) ORDER BY pack, offset LIMIT 1024",
-                start,
+                "WHERE (pack, offset) >= (?, ?) ORDER BY pack, offset LIMIT ?",
+                (*start, SCRUB_BLOCKS),
             ).fetchall()
         )
-        lost = size = count = 0
+        size = count = 0
         at = b""
+        lost: list[tuple[FolderId, BlockId]] = []
         names = {number: folder for folder, number in self._ids.items()}
         for number, block, pack, offset, length, digest in rows:
             if size >= size_max:
@@ -394,46 +416,51 @@ class SqliteStorage:
                     self._lose, number=number, block=BlockId(block), extent=extent
                 )
                 if await self._write(lose):
-                    lost += 1
+                    lost.append((names[number], BlockId(block)))
                     self.on_lost(names[number])
         else:
-            if len(rows) == 1024:
+            if len(rows) == SCRUB_BLOCKS:
                 at = rows[-1][2].to_bytes(8, "big") + (rows[-1][3] + 1).to_bytes(8, "big")
-        return Scrubbed(count, size, lost, at)
+        return Scrubbed(count, size, tuple(lost), at)
 
-    async def collect(self, *, now_s: int) -> int:
+    async def collect(self, *, before_s: int) -> dict[FolderId, int]:
         """See `Storage`. Rows go first, then packs of which little is alive are rewritten."""
-
-        def delete(db: sqlite3.Connection) -> int:
-            rows = db.execute(
-                "SELECT folder, block, depositor, size FROM blocks "
-                "WHERE dropped_s IS NOT NULL AND dropped_s <= ?",
-                (now_s - DROP_GRACE_S,),
-            ).fetchall()
-            for number, block, depositor, size in rows:
-                tables.delete(db, number, BlockId(block), DeviceId(depositor), size)
-            for number in {row[0] for row in rows}:
-                self._new_generation(db, number)
-            return len(rows)
-
-        gone = await self._write(delete)
-        await self.compact()
+        gone: dict[FolderId, int] = {}
+        names = {number: folder for folder, number in self._ids.items()}
+        for number in await self._read(lambda db: tables.worth_collecting(db, before_s)):
+            delete = functools.partial(self._delete_dropped, number=number, before_s=before_s)
+            while count := await self._write(delete):
+                gone[names[number]] = gone.get(names[number], 0) + count
+        try:
+            await self.compact()
+        except StorageFullError as error:
+            logger.warning("packs wait to be rewritten: %s", error)
         return gone
 
+    def _delete_dropped(self, db: sqlite3.Connection, number: int, before_s: int) -> int:
+        count = tables.delete_dropped(db, number, before_s, COLLECT_BLOCKS)
+        if count:
+            self._new_generation(db, number)
+        return count
+
     async def compact(self) -> int:
-        """Rewrite the packs of which less than half is alive; returns how many went."""
+        """Rewrite the packs of which less than half is alive, the deadest first, since that needs
+        the least room; returns how many went.
+        """
         packs = await self._read(
             lambda db: db.execute("SELECT pack, sum(size) FROM blocks GROUP BY pack").fetchall()
         )
-        alive = dict(packs)
-        gone = 0
-        for pack in range(1, self._packs.current + 1):
+        alive, gone = dict(packs), 0
+        for pack in sorted(
+            await self._threads.run(self._packs.numbers), key=lambda n: alive.get(n, 0)
+        ):
             size = self._packs.size(pack)
             if not size or alive.get(pack, 0) >= COMPACT_BELOW * size:
                 continue
-            if await self._write(functools.partial(self._rewrite, pack=pack)):
-                await self._threads.run(self._packs.delete, [pack])
-                gone += 1
+            async with self.packs_stay:
+                if await self._write(functools.partial(self._rewrite, pack=pack)):
+                    await self._threads.run(self._packs.delete, [pack])
+                    gone += 1
         return gone
 
     def _rewrite(self, db: sqlite3.Connection, pack: int) -> bool:

@@ -27,6 +27,10 @@ from transport.relay_messages import Place
 from transport.session import LogEntry
 
 DROP_GRACE_S: Final = 7 * 24 * 3600  # between a signed drop and the deletion
+# What is collected begins a new generation, so that members offer everything again (32 bytes a
+# block): a drop by somebody who was wrong is found while others still have the block. So that this
+# costs little beside what it frees, a folder is collected once so much of it may go.
+COLLECT_SHARE: Final = 1 / 64
 
 
 class StorageFullError(WorldError):
@@ -73,13 +77,13 @@ class StoredFolder:
 
 @dataclass(frozen=True, slots=True)
 class Scrubbed:
-    """One step of a scrub: how much was read, and what was lost. `after` is where to go on; empty
-    at the end.
+    """One step of a scrub: how much was read, and what was damaged and is forgotten now. `after`
+    is where to go on; empty at the end.
     """
 
     blocks: int
     size: int
-    lost: int
+    lost: tuple[tuple[FolderId, BlockId], ...]
     after: bytes
 
 
@@ -152,6 +156,10 @@ class Storage(Protocol):
         """
         ...
 
+    async def listed(self, folder: FolderId, after: bytes, count_max: int) -> list[BlockId]:
+        """The blocks that are here and not dropped, from behind `after` on, in order of id."""
+        ...
+
     async def drop(self, folder: FolderId, blocks: Sequence[BlockId], *, now_s: int) -> int:
         """Note that these blocks are needed no more; returns how many of them were here. They are
         deleted by `collect` once the grace period is over.
@@ -174,8 +182,9 @@ class Storage(Protocol):
         """
         ...
 
-    async def collect(self, *, now_s: int) -> int:
-        """Delete what was dropped before the grace period, and give its room back; returns how
-        many blocks went.
+    async def collect(self, *, before_s: int) -> Mapping[FolderId, int]:
+        """Delete what was dropped at `before_s` or earlier, and give its room back; returns how
+        many blocks went, for each folder that lost any. A folder of which that would be less than
+        `COLLECT_SHARE` waits until it is worth it.
         """
         ...

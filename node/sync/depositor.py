@@ -17,8 +17,6 @@ what `shoal wait` and `shoal status` count. A relay that is full is a warning; d
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -28,13 +26,12 @@ from crdt.deposit import sealed_hash, sign_deposit
 from crdt.errors import PeerError
 from crdt.ids import BlockId, ItemId
 from crdt.slot import Content
-from node.blocks.manifest import ManifestError, Walk
+from node.blocks.manifest import ManifestError, blocks_and_nodes
 from node.index.relays import Deposited, Relays
 from node.sync.audit import relay_keeps_its_word
+from node.sync.deposit_stream import DepositStream, StreamOverError
 from transport.fields import WANT_MAX
-from transport.frames import RECEIPTS, FrameDecoder, encode
-from transport.link import Connection, Stream
-from transport.messages import Message
+from transport.link import Connection
 from transport.relay_messages import Depot, Lacking, Offer, OpenDeposits, Put, Stored
 
 if TYPE_CHECKING:
@@ -51,10 +48,6 @@ FULL_AGAIN_S: Final = 300.0  # before a full relay is asked again
 _LAST: Final = ItemId(b"\xff" * 16)  # sorts after every item of a revision
 AUDIT_EVERY_S: Final = 3600.0  # on one connection; the first time as soon as all is there
 CONFIRMED_MAX: Final = 200_000  # files beyond the remembered revision that are known to be there
-
-
-class _StartOverError(Exception):
-    """The relay lost something, or ended a deposit stream; ask it anew."""
 
 
 @dataclass(slots=True, eq=False)
@@ -80,29 +73,6 @@ class _Batch:
         return bool(self.blocks) and (
             len(self.blocks) >= WANT_MAX or self.size + size > BATCH_SIZE_MAX
         )
-
-
-class _Deposits:
-    """One deposit stream, as messages."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._decoder = FrameDecoder(RECEIPTS)
-        self._inbox: deque[Message] = deque()
-
-    async def send(self, message: Message) -> None:
-        await self._stream.send_all(encode(message))
-
-    async def next(self) -> Message:
-        while not self._inbox:
-            data = await self._stream.receive_some()
-            if not data:
-                raise _StartOverError
-            self._inbox += self._decoder.feed(data)
-        return self._inbox.popleft()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
 
 
 class Depositor:
@@ -135,7 +105,7 @@ class Depositor:
                     for _ in range(STREAMS):
                         nursery.start_soon(self._work, await self._open(), receive)
                     await self._feed(send)
-            except* _StartOverError:
+            except* StreamOverError:
                 self._engine.relays.set_deposited(self._relay, None)
                 await trio.sleep(1.0)
 
@@ -226,8 +196,10 @@ class Depositor:
 
     async def _offer(self, file: _File, batches: trio.MemorySendChannel[_Batch]) -> None:
         try:
-            for block, size in self._blocks(file.content):
-                batch = self._batch
+            assert file.content.manifest is not None
+            node = self._folder.locations.node
+            for ref in blocks_and_nodes(file.content.manifest, file.content.size, node):
+                block, size, batch = ref.block, ref.length, self._batch
                 known = block in batch.blocks
                 if not known and batch.full_for(size):
                     await self._flush(batches)
@@ -241,24 +213,6 @@ class Depositor:
         except (KeyError, ManifestError):
             file.failed = True  # its list of blocks has not reached this device
 
-    def _blocks(self, content: Content) -> Iterator[tuple[BlockId, int]]:
-        """All blocks of a file, those of its list too. Raises KeyError when one of these is not
-        here.
-        """
-        assert content.manifest is not None
-        walk = Walk(content.manifest, content.size)
-        while True:
-            for ref, _ in walk.blocks():
-                yield ref.block, ref.length
-            wanted = walk.wants()
-            if wanted is None:
-                return
-            node = self._folder.locations.node(wanted.block)
-            if node is None:
-                raise KeyError(wanted.block)
-            yield wanted.block, wanted.length
-            walk.feed(node)
-
     async def _flush(self, batches: trio.MemorySendChannel[_Batch]) -> None:
         batch, self._batch = self._batch, _Batch()
         if batch.blocks:
@@ -270,22 +224,24 @@ class Depositor:
 
     # --- one stream -----------------------------------------------------------------------------
 
-    async def _open(self) -> _Deposits:
+    async def _open(self) -> DepositStream:
         known = self._known = self._rows.get(self._relay)
-        stream = _Deposits(await self._connection.open_stream())
+        stream = DepositStream(await self._connection.open_stream())
         await stream.send(OpenDeposits(self._folder.id, known.place))
         match await stream.next():
             case Depot(place=place, continues=continues):
                 if not continues:
                     if known.revision:
-                        logger.warning("relay %s lost something; asking anew", self._relay.short)
+                        logger.info("relay %s has less than it had; asking anew", self._relay.short)
                     self._remember(Deposited(place, 0))
                     self._confirmed.clear()
             case _:
                 raise PeerError("did not say how far its deposits have got")
         return stream
 
-    async def _work(self, stream: _Deposits, batches: trio.MemoryReceiveChannel[_Batch]) -> None:
+    async def _work(
+        self, stream: DepositStream, batches: trio.MemoryReceiveChannel[_Batch]
+    ) -> None:
         number = 0
         try:
             while True:
@@ -300,7 +256,7 @@ class Depositor:
         finally:
             await stream.aclose()
 
-    async def _deposit(self, stream: _Deposits, number: int, blocks: list[BlockId]) -> bool:
+    async def _deposit(self, stream: DepositStream, number: int, blocks: list[BlockId]) -> bool:
         """Bring the relay what it lacks of these; True when it has them all, durably."""
         await stream.send(Offer(number, tuple(blocks)))
         match await stream.next():
@@ -328,7 +284,7 @@ class Depositor:
             if place.number > self._known.place.number:
                 self._known = replace(self._known, place=place)
         elif not full:
-            raise _StartOverError
+            raise StreamOverError
         return whole and not full
 
     def _put(self, number: int, block: BlockId, sealed: bytes) -> Put:

@@ -20,6 +20,7 @@ from crdt.roster_ops import Role
 from crdt.version_vector import EMPTY, VersionVector
 from node.sync.bell import Bell
 from node.sync.depositor import Depositor
+from node.sync.dropper import Dropper
 from node.sync.engine import FolderEngine
 from transport.frames import CONTROL, FrameDecoder, encode
 from transport.link import Connection, LinkClosedError, Stream
@@ -60,6 +61,7 @@ async def run_member(
                 nursery.start_soon(engine.blocks.run_wanter, connection)
                 if engine.folder.roster.role(connection.peer) is Role.RELAY:
                     nursery.start_soon(Depositor(engine, connection).run)
+                    nursery.start_soon(Dropper(engine, connection).run)
                 if connection.dialled:
                     stream = await connection.open_stream()
                     nursery.start_soon(_Control(engine, connection, stream, name).run)

@@ -17,7 +17,7 @@ from crdt.ids import BlockId, DeviceId, FolderId
 from crdt.version_vector import EMPTY
 from node.ports import SystemRandom
 from node.relay.sqlite_storage import SqliteStorage
-from node.relay.storage import DROP_GRACE_S, Deposit, Storage, StorageFullError, Usage
+from node.relay.storage import Deposit, Storage, StorageFullError, Usage
 from tests.people import Person
 from tests.support.memory_storage import MemoryStorage
 from tests.support.two_folders import InlineThreads
@@ -208,7 +208,7 @@ async def test_what_rotted_is_lost_and_said_so(kind: Kind, anna: Person, way: st
     if way == "read":
         assert await storage.get(anna.folder, rotten.block) is None
     else:
-        assert (await storage.scrub(b"", 2**30)).lost == 1
+        assert (await storage.scrub(b"", 2**30)).lost == ((anna.folder, rotten.block),)
     assert await storage.get(anna.folder, sound.block) == sound
     assert await storage.lacking(anna.folder, [sound.block, rotten.block]) == {rotten.block}
     assert not await storage.continues(anna.folder, place)
@@ -235,16 +235,29 @@ async def test_what_was_dropped_goes_after_the_grace_period(kind: Kind, anna: Pe
     place = await storage.put(anna.folder, deposits)
     assert await storage.drop(anna.folder, [d.block for d in deposits[:8]], now_s=1_000) == 8
     assert await storage.drop(anna.folder, [deposits[0].block], now_s=2_000) == 0
-    assert await storage.collect(now_s=1_000 + DROP_GRACE_S - 1) == 0
+    assert await storage.listed(anna.folder, b"", 100) == [d.block for d in deposits[8:]]
+    assert await storage.listed(anna.folder, deposits[8].block, 1) == [deposits[9].block]
+    assert await storage.collect(before_s=999) == {}
     assert await storage.continues(anna.folder, place)
     assert await storage.lacking(anna.folder, [deposits[0].block]) == set(), "wanted after all"
-    assert await storage.collect(now_s=1_000 + DROP_GRACE_S) == 7
+    assert await storage.collect(before_s=1_000) == {anna.folder: 7}
     assert not await storage.continues(anna.folder, place)
     for number, one in enumerate(deposits):
         assert await storage.get(anna.folder, one.block) == (None if 1 <= number < 8 else one)
     assert await storage.usage_by_device(anna.folder) == {anna.device: 3_000}
     await kind.reopen()
     assert await kind.storage.get(anna.folder, deposits[9].block) == deposits[9]
+
+
+async def test_a_folder_waits_until_collecting_is_worth_it(kind: Kind, anna: Person) -> None:
+    storage = await hosted(kind, anna)
+    deposits = [deposit(anna, number) for number in range(130)]
+    place = await storage.put(anna.folder, deposits)
+    await storage.drop(anna.folder, [deposits[0].block, deposits[1].block], now_s=5)
+    assert await storage.collect(before_s=5) == {}
+    assert await storage.continues(anna.folder, place)
+    await storage.drop(anna.folder, [deposits[2].block], now_s=6)
+    assert await storage.collect(before_s=6) == {anna.folder: 3}
 
 
 # --- the embedded one alone -----------------------------------------------------------------------
@@ -256,7 +269,7 @@ async def test_room_of_what_went_is_given_back(tmp_path: Path, anna: Person) -> 
     deposits = [deposit(anna, number, 100_000) for number in range(40)]
     await storage.put(anna.folder, deposits)
     await storage.drop(anna.folder, [d.block for d in deposits[2:]], now_s=0)
-    assert await storage.collect(now_s=DROP_GRACE_S) == 38
+    assert await storage.collect(before_s=0) == {anna.folder: 38}
     size = sum(path.stat().st_size for path in (tmp_path / "packs").iterdir())
     assert size == 200_000
     await kind.reopen()
@@ -289,7 +302,7 @@ async def test_a_pack_that_is_gone_is_lost_block_by_block(tmp_path: Path, anna: 
     for pack in (tmp_path / "packs").iterdir():
         pack.unlink()
     await kind.crash()
-    assert (await kind.storage.scrub(b"", 2**30)).lost == 3
+    assert len((await kind.storage.scrub(b"", 2**30)).lost) == 3
     await kind.storage.put(anna.folder, deposits)
     for one in deposits:
         assert await kind.storage.get(anna.folder, one.block) == one

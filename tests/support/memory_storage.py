@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import blake3
@@ -12,7 +12,7 @@ from crdt.deposit import sealed_hash
 from crdt.entry import Entry, EntryKind, LogPosition
 from crdt.ids import BlockId, DeviceId, FolderId
 from crdt.version_vector import VersionVector
-from node.relay.storage import DROP_GRACE_S, Deposit, Scrubbed, StoredFolder, Usage
+from node.relay.storage import COLLECT_SHARE, Deposit, Scrubbed, StoredFolder, Usage
 from transport.relay_messages import MARK_SIZE, Place
 from transport.session import LogEntry
 
@@ -33,6 +33,7 @@ class MemoryStorage:
     def __init__(self) -> None:
         self._folders: dict[FolderId, _Folder] = {}
         self._generations = itertools.count(1)
+        self.on_lost: Callable[[FolderId], None] = lambda _: None
 
     def _generation(self) -> bytes:
         return next(self._generations).to_bytes(16, "big")
@@ -106,13 +107,19 @@ class MemoryStorage:
         found = self._folders[folder].blocks.get(block)
         if found is not None and sealed_hash(found.sealed) != found.digest:
             self._lose(folder, block)
+            self.on_lost(folder)
             return None
         return found
 
     def _lose(self, folder: FolderId, block: BlockId) -> None:
         found = self._folders[folder]
         del found.blocks[block]
+        found.dropped.pop(block, None)
         found.place = replace(found.place, generation=self._generation())
+
+    async def listed(self, folder: FolderId, after: bytes, count_max: int) -> list[BlockId]:
+        found = self._folders[folder]
+        return [b for b in sorted(found.blocks) if b > after and b not in found.dropped][:count_max]
 
     async def drop(self, folder: FolderId, blocks: Sequence[BlockId], *, now_s: int) -> int:
         found = self._folders[folder]
@@ -142,16 +149,19 @@ class MemoryStorage:
         count = sum(len(found.blocks) for found in self._folders.values())
         for folder, block in bad:
             self._lose(folder, block)
-        return Scrubbed(count, 0, len(bad), b"")
+            self.on_lost(folder)
+        return Scrubbed(count, 0, tuple(bad), b"")
 
-    async def collect(self, *, now_s: int) -> int:
-        gone = 0
+    async def collect(self, *, before_s: int) -> dict[FolderId, int]:
+        gone: dict[FolderId, int] = {}
         for folder, found in self._folders.items():
-            for block, at_s in list(found.dropped.items()):
-                if at_s + DROP_GRACE_S <= now_s:
-                    del found.dropped[block]
-                    self._lose(folder, block)
-                    gone += 1
+            ripe = [block for block, at_s in found.dropped.items() if at_s <= before_s]
+            total = sum(len(one.sealed) for one in found.blocks.values())
+            if not ripe or sum(len(found.blocks[b].sealed) for b in ripe) < COLLECT_SHARE * total:
+                continue
+            for block in ripe:
+                self._lose(folder, block)
+            gone[folder] = len(ripe)
         return gone
 
     def corrupt(self, folder: FolderId, block: BlockId) -> None:

@@ -24,6 +24,7 @@ from node.relay.limits import Limits
 from node.relay.policy import Policy, PolicyKind
 from node.relay.server import Relay
 from node.relay.storage import Storage
+from node.relay.upkeep import Upkeep
 from node.sync.connections import Connections
 from node.sync.engine import FolderEngine
 from node.sync.folder import Folder
@@ -33,6 +34,7 @@ from tests.support.two_folders import InlineThreads, SeededRandom, StepClock
 from transport.address import Address
 from transport.identity import Identity
 from transport.memory import MemoryLink, MemoryNetwork
+from transport.memory_connection import MemoryConnection
 
 MARKER = RootId(b"m" * 16)
 EVENTUALLY_S = 3_600.0  # of a clock that jumps
@@ -120,6 +122,11 @@ class Member:
         with trio.fail_after(EVENTUALLY_S):
             await self.engine.wait_held(devices)
 
+    def connection_to(self, relay: RelayHost) -> MemoryConnection:
+        """The connection to a relay."""
+        (found,) = [c for c in self.link.connections if c.peer == relay.identity.device]
+        return found
+
     async def add_relay(self, address: Address, token: str = "") -> None:
         """As `shoal relay add`."""
         device = await bring_folder(self.link, address, self.world.folder, token)
@@ -138,6 +145,7 @@ class RelayHost:
         self.limits = limits or Limits()
         self.policy = Policy(PolicyKind.OPEN)
         self.relay: Relay
+        self.time_s = 1_000  # on the clock of its grace periods
 
     @contextlib.asynccontextmanager
     async def awake(self) -> AsyncIterator[RelayHost]:
@@ -150,11 +158,23 @@ class RelayHost:
             self.world.clock,
             policy=self.policy,
             limits=self.limits,
+            time_s=lambda: self.time_s,
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(self.relay.serve)
             yield self
             nursery.cancel_scope.cancel()
+
+    async def collect(self) -> int:
+        """As upkeep does every hour."""
+        upkeep = Upkeep(
+            self.storage,
+            lambda: self.time_s,
+            self.relay.counters,
+            gone=self.relay.gone,
+            grace_s=self.limits.drop_grace_s,
+        )
+        return await upkeep.collect()
 
 
 class World:

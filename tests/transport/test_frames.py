@@ -60,6 +60,8 @@ from transport.relay_messages import (
     Host,
     Hosting,
     Lacking,
+    List,
+    Listed,
     Notice,
     Offer,
     OpenDeposits,
@@ -107,6 +109,8 @@ EXAMPLES: list[Message] = [
     Put(5, BLOCK_IDS[0], b"sealed", b"s" * 64),
     Stored(5, PLACE),
     Drop(BLOCK_IDS, VECTOR, b"s" * 64),
+    List(BLOCK_IDS[0]),
+    Listed(tuple(sorted(BLOCK_IDS))),
 ]
 STREAMS = (CONTROL, WANTS, BLOCKS, ADMISSION, OPENERS, HOSTING, DEPOSITS, RECEIPTS)
 examples = pytest.mark.parametrize("message", EXAMPLES, ids=lambda one: type(one).__name__)

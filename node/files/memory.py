@@ -20,6 +20,7 @@ listings come in order of creation.
 from __future__ import annotations
 
 import errno
+import heapq
 import itertools
 import os
 import random
@@ -78,6 +79,7 @@ class MemoryFileSystem:
         self.listeners: list[Callable[[str], None]] = []
         self.generation = 0  # grows with each power cut; older handles are dead
         self._numbers = itertools.count(ROOT_NUMBER)
+        self._freed: list[int] = []  # a heap: the lowest is given out again first, as ext4 does
         self._inodes: dict[int, Inode] = {}
         self._used = 0
         self._root = self._new(StatKind.DIRECTORY)
@@ -296,7 +298,7 @@ class MemoryFileSystem:
                 yield below, bytes(inode.data) if inode.kind is StatKind.FILE else inode.target
 
     def _new(self, kind: StatKind) -> Inode:
-        number = next(self._numbers)
+        number = heapq.heappop(self._freed) if self._freed else next(self._numbers)
         inode = self._inodes[number] = Inode(number, kind, self.now_ns())
         return inode
 
@@ -402,7 +404,9 @@ class MemoryFileSystem:
                 if number not in reached:
                     reached.add(number)
                     queue.append(self._inodes[number])
-        self._inodes = {n: inode for n, inode in self._inodes.items() if n in reached}
+        for number in self._inodes.keys() - reached:
+            del self._inodes[number]
+            heapq.heappush(self._freed, number)
         self._journal.keep(reached)
         self._used = sum(len(inode.data) for inode in self._inodes.values())
 

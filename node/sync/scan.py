@@ -31,6 +31,7 @@ from node.sync.describe import describe_all
 from node.sync.durable import sync_found, unsynced
 from node.sync.folder import Folder
 from node.sync.local import LocalChange, local_change
+from node.sync.moves import Moves
 from node.sync.observed import (
     Created,
     Deleted,
@@ -41,7 +42,7 @@ from node.sync.observed import (
     Touched,
     described_directory,
 )
-from node.sync.planner import same_file_moved, still_as_agreed
+from node.sync.planner import still_as_agreed
 
 logger = logging.getLogger("shoal.scan")
 
@@ -50,7 +51,6 @@ READ_FILES_MAX: Final = 64  # files described in one visit to a worker thread
 READ_SIZE_MAX: Final = 8 * 1024 * 1024  # bytes in one such visit; a larger file goes alone
 FAILED_AGAIN_S: Final = 60.0  # what the disk refused to show
 MOVED_AGAIN_S: Final = 1.0  # a directory that moved; after what people wait for
-TWINS_MAX: Final = 8  # rows of equal content that are asked whether they moved
 
 
 @dataclass(slots=True)
@@ -123,6 +123,7 @@ class Scan:
         self._batch: list[Observed] = []
         self._missing: dict[ItemId, DiskRow] = {}
         self._moved: set[ItemId] = set()
+        self._moves = Moves(folder, fs, threads, self._fold, self._moved)
         folder.disk.forget_heirs()
         self.report = ScanReport()
 
@@ -235,12 +236,12 @@ class Scan:
         # Moves first: what lies at a place that something moved away from is new, not changed.
         for row, stat in found.changed:
             place = join(path, row.name)
-            if row.inode != stat.inode and await self._is_move(stat, row, place) is not None:
+            if row.inode != stat.inode and await self._moves.by_inode(stat, row, place) is not None:
                 self._missing.setdefault(row.item, row)
                 found.new.append((row.name, stat))
         for name, stat in found.new:
             place = join(path, name)
-            source = await self._is_move(stat, None, place)
+            source = await self._moves.by_inode(stat, None, place)
             if source is not None:
                 self._take_move(source, parent, name, stat)
                 if source.kind is Kind.DIRECTORY:
@@ -294,30 +295,6 @@ class Scan:
         self._missing.pop(source.item, None)
         self._batch.append(Moved(source, parent, name, stat))
 
-    async def _is_move(self, stat: Stat, here: DiskRow | None, place: str) -> DiskRow | None:
-        """The row of what lies here now and lay elsewhere before, judged by its inode."""
-        for row in self._folder.disk.with_inode(stat.inode):
-            if row is here or row.item in self._moved or (here and row.item == here.item):
-                continue
-            if not same_file_moved(stat, row):
-                continue
-            if await self._left(row, place):
-                return row
-        return None
-
-    async def _left(self, row: DiskRow, place: str) -> bool:
-        """True when `row`'s own place no longer holds its inode, so what we see is a move, not a
-        link.
-        """
-        old = self._folder.disk.path(row.item)
-        if old is None or old == place:
-            return False
-        try:
-            stat = await self._threads.run(lstat_exactly, self._fs, old, self._fold)
-        except OSError as error:
-            return is_gone(error)
-        return stat.inode != row.inode
-
     async def _read(self, candidates: list[Candidate]) -> None:
         """Read the candidates' content in worker threads, small files many at a time."""
         group: list[Candidate] = []
@@ -361,7 +338,7 @@ class Scan:
             if same != now and stat.links > 1:
                 self._look_at_links(row, stat)
             return
-        source = await self._moved_by_content(candidate, described)
+        source = await self._moves.by_content(described, candidate.path)
         if source is not None:
             self._take_move(source, candidate.parent, candidate.name, stat)
             if (stat.mtime_ns, stat.executable) != (source.mtime_ns, source.executable):
@@ -376,17 +353,6 @@ class Scan:
             path = self._folder.disk.path(other.item)
             if other.item != row.item and path is not None and not still_as_agreed(stat, other):
                 self.report.retry.add(path)
-
-    async def _moved_by_content(self, candidate: Candidate, described: Described) -> DiskRow | None:
-        """A row of equal content whose file is gone: copied elsewhere and deleted, as `mv` does
-        between disks.
-        """
-        if described.draft.kind is not Kind.FILE or not described.draft.size:
-            return None
-        for row in self._folder.disk.with_digest(described.digest, TWINS_MAX):
-            if row.item not in self._moved and await self._left(row, candidate.path):
-                return row
-        return None
 
     async def _commit(self, *, last: bool = False) -> None:
         """Commit what was found; deletions only at the end of the run, but for those whose place is

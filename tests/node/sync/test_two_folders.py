@@ -57,6 +57,26 @@ async def test_directories_moves_and_deletions() -> None:
     assert set(b.tree()) == {"moved", "moved/link", "e", "e/one"}
 
 
+async def test_a_new_directory_with_the_inode_of_a_deleted_one_is_not_that_one_moved() -> None:
+    # Found by two real devices on ext4, which gives a freed inode to whoever comes next: what
+    # somebody made in the deleted directory turned up in the new one.
+    a, b = boxes(2)
+    a.fs.mkdir("deleted")
+    a.fs.write_file("deleted/file", b"one")
+    await settle_all(a, b)
+    freed = a.fs.lstat("deleted").inode
+    a.fs.unlink("deleted/file")
+    a.fs.rmdir("deleted")
+    a.fs.sync()
+    a.fs.mkdir("new")
+    assert a.fs.lstat("new").inode == freed
+    a.fs.write_file("new/file", b"two")
+    b.fs.write_file("deleted/by b", b"three")
+    await settle_all(a, b)
+    assert a.tree() == b.tree()
+    assert a.tree() == {"new": None, "new/file": b"two", "deleted": None, "deleted/by b": b"three"}
+
+
 async def test_both_edit_and_nothing_is_lost() -> None:
     a, b = boxes(2)
     a.fs.write_file("f", b"base")

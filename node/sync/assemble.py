@@ -293,7 +293,11 @@ def _open_part(fs: FileSystem, path: str, size: int) -> WriteHandle:
         handle = fs.create(path)
     except FileExistsError:
         handle = fs.open_write(path)
-    handle.truncate(size)
+    try:
+        handle.truncate(size)
+    except BaseException:
+        handle.close()
+        raise
     return handle
 
 

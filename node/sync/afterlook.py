@@ -20,6 +20,7 @@ from typing import Final
 
 import trio
 
+from crdt.naming import fit_name, split_name
 from crdt.slot import Kind
 from node.files.port import FileSystem, StatKind, join
 from node.index.disk_rows import DiskRow, displaced_item
@@ -28,7 +29,6 @@ from node.sync.bell import Bell
 from node.sync.describe import Job, describe_all
 from node.sync.folder import Folder
 from node.sync.observed import Described
-from node.sync.recovery import free_name
 
 logger = logging.getLogger("shoal.afterlook")
 
@@ -189,3 +189,18 @@ def _bring_back(fs: FileSystem, look: Look) -> str | None:
             directory = directory.rpartition("/")[0]
         else:
             return target
+
+
+def free_name(fs: FileSystem, path: str) -> str:
+    """A name that nothing has, beside `path`: `letter (recovered).odt`."""
+    directory, _, name = path.rpartition("/")
+    stem, ending = split_name(name)
+    number = 1
+    while True:
+        mark = " (recovered)" if number == 1 else f" (recovered {number})"
+        candidate = join(directory, fit_name(stem, mark, ending))
+        try:
+            fs.lstat(candidate)
+        except FileNotFoundError:
+            return candidate
+        number += 1

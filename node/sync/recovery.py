@@ -24,10 +24,10 @@ from typing import Final
 
 from crdt.errors import ShoalError
 from crdt.ids import ITEM_ID_SIZE, ItemId
-from crdt.naming import fit_name, split_name
 from crdt.version_vector import EMPTY
 from node.files.port import FileSystem, Stat, StatKind, join, split_parent
-from node.index.disk_rows import PARKED, Intent, displaced_item
+from node.index.disk_rows import PARKED, DiskRow, Intent, displaced_item
+from node.sync.afterlook import free_name, note_displaced
 from node.sync.assemble import MEMORY_SIZE_MAX, part_path, swap_path
 from node.sync.commit import put_row
 from node.sync.describe import describe_all
@@ -101,6 +101,7 @@ def _recover_exchange(folder: Folder, fs: FileSystem, intent: Intent) -> None:
             folder.disk.add_displaced(
                 row.item, path, row.version, row.digest, row.size, displaced, folder.clock.wall_ns()
             )
+            note_displaced(folder, row, path, displaced)
             folder.locations.rekey(row.item, displaced_item(displaced))
         now = replace(row, version=intent.version, digest=intent.digest, inode=0, profile=0)
         if stat is not None:
@@ -141,7 +142,8 @@ def _lstat(fs: FileSystem, path: str) -> Stat | None:
 
 def _register_history(folder: Folder, fs: FileSystem) -> None:
     """What reached history in the moment of a crash, without a word in the index: its blocks may be
-    wanted still, as the loser of a conflict that lies nowhere else.
+    wanted still, as the loser of a conflict that lies nowhere else, and a program may be writing to
+    it still.
     """
     known = folder.disk.displaced_files()
     for entry in fs.scandir(HISTORY):
@@ -155,12 +157,31 @@ def _register_history(folder: Folder, fs: FileSystem) -> None:
         described = _describe(folder, fs, None, file)
         if described is None:
             continue
+        was, path = _what_was(folder, fs, entry.stat.inode)
         with folder.transaction():
+            if was is not None:
+                note_displaced(folder, was, path, file)
+            item, version = holder, EMPTY
+            if was is not None and was.digest == described.digest:
+                item, version = was.item, was.version
             folder.disk.add_displaced(
-                holder, file, EMPTY, described.digest, entry.stat.size, file, folder.clock.wall_ns()
-            )
+                item, path or file, version, described.digest, entry.stat.size, file,
+                folder.clock.wall_ns(),
+            )  # fmt: skip
             folder.locations.replace(holder, described.blocks)
             folder.locations.put_nodes(described.nodes)
+
+
+def _what_was(folder: Folder, fs: FileSystem, inode: int) -> tuple[DiskRow | None, str]:
+    """The row of the file with this inode that lies where it says no longer, and that place."""
+    for row in folder.disk.with_inode(inode):
+        path = folder.disk.path(row.item)
+        if path is None:
+            continue
+        stat = _lstat(fs, path)
+        if stat is None or stat.inode != inode:
+            return row, path
+    return None, ""
 
 
 def _item_of(stem: str) -> ItemId | None:
@@ -224,18 +245,3 @@ def _is_known(folder: Folder, item: ItemId, digest: bytes) -> bool:
         return True
     contents = (slot.content for _, slot in folder.tree.ever_of(item))
     return any(content is not None and content.digest == digest for content in contents)
-
-
-def free_name(fs: FileSystem, path: str) -> str:
-    """A name that nothing has, beside `path`: `letter (recovered).odt`."""
-    directory, _, name = path.rpartition("/")
-    stem, ending = split_name(name)
-    number = 1
-    while True:
-        mark = " (recovered)" if number == 1 else f" (recovered {number})"
-        candidate = join(directory, fit_name(stem, mark, ending))
-        try:
-            fs.lstat(candidate)
-        except FileNotFoundError:
-            return candidate
-        number += 1

@@ -49,7 +49,7 @@ class Verdict(enum.Enum):
     DONE = enum.auto()
     OCCUPIED = enum.auto()  # something that we do not know lies at the target
     CHANGED = enum.auto()  # what lies there is not what the disk row says
-    IN_USE = enum.auto()  # it cannot be patched, and has to be exchanged
+    IN_USE = enum.auto()  # it cannot be changed in place, and has to be exchanged
     FAILED = enum.auto()  # the world refused; `error` says how
 
 
@@ -100,7 +100,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class SetMetadata:
-    """Give a file another mtime or executable bit."""
+    """Give a file another mtime or executable bit; not (`IN_USE`) one that has other names."""
 
     target: str
     mtime_ns: int
@@ -171,8 +171,11 @@ def _execute(fs: FileSystem, job: Job) -> Outcome:
         case PatchFile():
             return _patch(fs, job)
         case SetMetadata():
-            if not still_as_agreed(fs.lstat(job.target), job.expected):
+            stat = fs.lstat(job.target)
+            if not still_as_agreed(stat, job.expected):
                 return Outcome(Verdict.CHANGED)
+            if stat.links != 1:
+                return Outcome(Verdict.IN_USE)  # its other names would change as well
             fs.set_metadata(job.target, mtime_ns=job.mtime_ns, executable=job.executable)
             return Outcome(Verdict.DONE, fs.lstat(job.target))
         case Remove():

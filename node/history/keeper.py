@@ -172,18 +172,23 @@ class History:
         content = content_of(self._folder.tree, row.item, row.version, row.digest)
         if content is None or content.manifest is None:
             raise NotKeptError(f"{path} is no version that is known here; it stays as it is")
-        for batch in _batches(blocks):
-            key = self._folder.block_key
-            data = await self._threads.run(verified_blocks, self._fs, path, key, batch)
-            if any(ref not in data for ref, _ in batch):
-                raise NotKeptError(f"{path} is not what it was; it stays as it is")
-            await self.sealed.keep(data)
+        await self._seal(path, blocks)
         with self._folder.transaction():
             if not any(kept.item == row.item for kept in self.rows.with_digest(content.digest)):
-                self.rows.add(
-                    row.item, path, content, time_ns=self._folder.clock.wall_ns(), since_s=None
-                )
+                self._add_blocks(row.item, path, content)
         self._folder.displaced.ring()
+
+    async def _seal(self, file: str, blocks: Sequence[tuple[BlockRef, int]]) -> None:
+        for batch in _batches(blocks):
+            key = self._folder.block_key
+            data = await self._threads.run(verified_blocks, self._fs, file, key, batch)
+            if any(ref not in data for ref, _ in batch):
+                raise NotKeptError(f"{file} is not what it was; it stays as it is")
+            await self.sealed.keep(data)
+
+    def _add_blocks(self, item: ItemId, path: str, content: Content) -> None:
+        now_ns = self._folder.clock.wall_ns()
+        self.rows.add(item, path, content, time_ns=now_ns, since_s=None)
 
     @contextlib.contextmanager
     def holding(self, blocks: Sequence[BlockId]) -> Iterator[None]:
@@ -215,6 +220,7 @@ class History:
         for row in rows:
             await trio.lowlevel.checkpoint()
             if row.file in watched:
+                await self._save_shared(row, stats)
                 continue
             content = self._to_settle(row, stats, newest)
             if content is not None and content.manifest is None:
@@ -226,6 +232,31 @@ class History:
                     logger.warning("%s stays a file in history: %s", row.path, error.strerror)
         for start in range(0, len(small), BATCH_ROWS):
             await self._drop_small(small[start : start + BATCH_ROWS])
+
+    async def _save_shared(self, row: KeptRow, stats: dict[str, Stat]) -> None:
+        """A file that has another name may be written to by that one: its blocks are saved at once,
+        and it stays as long as it is watched.
+        """
+        stat = stats.get(row.file or "")
+        if stat is None or stat.links == 1:
+            return
+        assert row.file is not None
+        content = content_of(self._folder.tree, row.item, row.version, row.digest)
+        same = self.rows.with_digest(row.digest)
+        if any(kept.content is not None and kept.item == row.item for kept in same):
+            return  # saved already
+        if content is None or content.manifest is None:
+            return  # it stands in the log, or nobody knows what it was
+        blocks = self._blocks_of(content)
+        if blocks is None:
+            return  # its list is not at hand
+        try:
+            await self._seal(row.file, blocks)
+        except (OSError, NotKeptError) as error:  # the others go on
+            logger.warning("%s in history could not be saved: %s", row.path, error)
+            return
+        with self._folder.transaction():
+            self._add_blocks(row.item, row.path, content)
 
     def _to_settle(
         self, row: KeptRow, stats: dict[str, Stat], newest: dict[ItemId, int]

@@ -108,6 +108,9 @@ class Afterlook:
             due = self._due(now_ns)
             key = self._folder.block_key
             seen = await self._threads.run(lambda: [_compare(self._fs, one, key) for one in due])
+            for n, one in enumerate(due):
+                if seen[n] is None:
+                    seen[n] = await self._by_another_name(one.file)
             changed = [look for look, verdict in zip(due, seen, strict=True) if verdict is None]
             back = await self._threads.run(lambda: [_bring_back(self._fs, one) for one in changed])
             with self._folder.transaction():
@@ -120,6 +123,27 @@ class Afterlook:
                     f"'{look.path}' was still being written while a newer version of it arrived; "
                     f"what was written lies in '{target}'",
                 )
+
+    async def _by_another_name(self, file: str) -> int | None:
+        """The ctime of a file that the folder still has under another name (a hard link): what is
+        written to it is found there. None if it has not.
+        """
+
+        def is_there(path: str, inode: int) -> bool:
+            try:
+                return self._fs.lstat(path).inode == inode
+            except OSError:
+                return False
+
+        try:
+            stat = await self._threads.run(self._fs.lstat, file)
+        except OSError:
+            return None
+        for row in self._folder.disk.with_inode(stat.inode) if stat.links > 1 else ():
+            path = self._folder.disk.path(row.item)
+            if path is not None and await self._threads.run(is_there, path, stat.inode):
+                return stat.ctime_ns
+        return None
 
     def _next_due_ns(self) -> int | None:
         db = self._folder.database.connection
@@ -153,8 +177,6 @@ def _compare(fs: FileSystem, look: Look, key: bytes) -> int | None:
     """The file's ctime if it holds what it should, 0 if that is not known, None if not; or GONE."""
     try:
         stat = fs.lstat(look.file)
-        if stat.links > 1:
-            return stat.ctime_ns  # what is written to its other names is found there
         if (stat.size, stat.mtime_ns) != (look.size, look.mtime_ns):
             return None
         if stat.ctime_ns == look.ctime_ns or stat.size > READ_SIZE_MAX:

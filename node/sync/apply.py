@@ -141,6 +141,7 @@ class Apply:
         self._ready: dict[ItemId, Assembled] = {}
         self._ready_size = 0
         self._assembling: dict[ItemId, Assembly] = {}
+        self._linked: set[ItemId] = set()  # files with several names, to be written anew
         self._swept = False  # no unfinished file lies in `.shoal/tmp`
         self.waiting: dict[ItemId, Waiting] = {}
         self._looked_at = 0.0
@@ -267,7 +268,7 @@ class Apply:
             return
         if shown.content.kind is Kind.DIRECTORY:
             found.jobs.append(Job(item, shown, row, MakeDirectory(path)))
-        elif plan.metadata and row is not None:
+        elif plan.metadata and row is not None and item not in self._linked:
             content = shown.content
             work = SetMetadata(path, content.mtime_ns, content.executable, row)
             found.jobs.append(Job(item, shown, row, work))
@@ -450,6 +451,7 @@ class Apply:
 
     def _done(self, item: ItemId) -> None:
         self.waiting.pop(item, None)
+        self._linked.discard(item)
         self._forget_ready(item)
 
     def _not_done(self, job: Job, outcome: Outcome) -> None:
@@ -460,6 +462,10 @@ class Apply:
                 self._wait(job.item, "it still holds files that are not synced, so it stays")
                 return
             self._wait(job.item, error.strerror or str(error))
+            return
+        if outcome.verdict is Verdict.IN_USE and isinstance(work, SetMetadata):
+            self._linked.add(job.item)
+            self._folder.work.ring()
             return
         if outcome.verdict is Verdict.IN_USE and job.shown is not None and self._patching:
             self._patching.refused(job.item, job.shown.content.digest, error)

@@ -105,6 +105,7 @@ class Api(PeopleApi):
             reason=engine.stopped,
             role=role_of(engine),
             local=tuple(LocalInfo(c.path, c.action, c.was) for c in engine.local.values()),
+            unselected=tuple(engine.folder.selection.paths()),
         )
 
     def _peers(self, engine: FolderEngine) -> list[PeerStatus]:

@@ -24,9 +24,10 @@ from crdt.roster_ops import Role as RosterRole
 from crdt.version_vector import VersionVector
 from node.activity.deeds import Deed
 from node.activity.journal import newest_deeds
-from node.control.facade import DeedInfo, DeviceInfo, InvitationInfo, LocalInfo, Role
+from node.control.facade import DeedInfo, DeviceInfo, InvitationInfo, LocalInfo, Role, SelectionInfo
 from node.history.answers import time_text
 from node.open_folder import OpenFolder
+from node.selecting import choose, selection_info
 from node.sync.engine import FolderEngine
 from node.sync.relays import relay_addresses
 from node.sync.spoken import OPEN_MAX_S, OpenCode
@@ -275,6 +276,17 @@ class PeopleApi:
         if not engine.allowed():
             raise CallerError(f"the folder is {engine.state}; {NOTHING}")
         return tuple(LocalInfo(c.path, c.action, c.was) for c in await engine.revert(prefix))
+
+    async def select(self, path: str, lives_here: bool | None) -> SelectionInfo:
+        """See `PeopleFacade`."""
+        opened = self._find(path)
+        relative = Path(path).relative_to(opened.config.path).as_posix()
+        engine = opened.engine
+        if lives_here is not None:
+            if engine.stopped is not None:
+                raise CallerError(f"the folder is stopped: {engine.stopped} {NOTHING}")
+            choose(engine, "" if relative == "." else relative, lives_here=lives_here)
+        return selection_info(engine)
 
     # --- what they share ------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from typing import Final
 from crdt.codec import pack, unpack
 from crdt.errors import PeerError
 from transport.admission_messages import Pake, ThisFolder, WhichFolder, Whispered
+from transport.keeps import Keeps
 from transport.messages import (
     Ack,
     Admitted,
@@ -66,7 +67,9 @@ OPTIONAL_SIZE_MAX: Final = 64 * 1024  # bytes of a message that we do not know; 
 
 MessageType = type[Message]
 
-CONTROL: Final[frozenset[MessageType]] = frozenset({Hello, Have, Entries, Ack, Bye, Notice, Seen})
+CONTROL: Final[frozenset[MessageType]] = frozenset(
+    {Hello, Have, Entries, Ack, Bye, Notice, Seen, Keeps}
+)
 """What a control stream carries, either way."""
 WANTS: Final[frozenset[MessageType]] = frozenset({Want, Locate})
 """What a block stream carries from its opener, once open."""

@@ -33,6 +33,7 @@ from transport.fields import (
     get,
     get_all,
 )
+from transport.keeps import Keeps
 from transport.relay_messages import (
     Depot,
     Drop,
@@ -400,6 +401,7 @@ Message = (
     | Lacking
     | Seen
     | Notice
+    | Keeps
     | Put
     | Stored
     | Drop

@@ -64,6 +64,7 @@ def _folder_lines(folder: FolderStatus) -> Iterator[str]:
         changes = count_text(len(folder.local), "change")
         yield f"  {changes} on this disk alone, since it may only read; `shoal revert` throws away:"
         yield from (f"    {one.action}: {one.path}" for one in folder.local[:WARNINGS_MAX])
+    yield from (f"  not on this device: {one}" for one in folder.unselected[:WARNINGS_MAX])
     for warning in folder.warnings[:WARNINGS_MAX]:
         path = f"{warning.path}: " if warning.path else ""
         yield f"  ! {path}{warning.message}"

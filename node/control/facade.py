@@ -122,6 +122,7 @@ class FolderStatus:
     reason: str | None = None
     role: Role | None = None  # of this device
     local: tuple[LocalInfo, ...] = ()
+    unselected: tuple[str, ...] = ()  # directories that do not live on this device
 
     def __post_init__(self) -> None:
         if (self.state is FolderState.STOPPED) != (self.reason is not None):
@@ -359,6 +360,16 @@ class Event:
     deed: DeedInfo | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SelectionInfo:
+    """What of a folder does not live on this device. `waiting`: paths whose local copy stays until
+    another device is known to keep it.
+    """
+
+    unselected: tuple[str, ...]
+    waiting: tuple[str, ...] = ()
+
+
 class PeopleFacade(Protocol):
     """The part of a running node that knows people; see `NodeFacade`."""
 
@@ -381,6 +392,10 @@ class PeopleFacade(Protocol):
 
     async def revert(self, path: str) -> tuple[LocalInfo, ...]:
         """Throw away what was changed at `path` and below it on a device that may only read."""
+        ...
+
+    async def select(self, path: str, lives_here: bool | None) -> SelectionInfo:
+        """Let a directory live on this device, or not; None only asks. Returns what is left out."""
         ...
 
     async def say_code(self, directory: str, role: Role) -> str:

@@ -32,6 +32,11 @@ async def answer(facade: PeopleFacade, verb: str, directory: str, body: dict[str
             return await facade.set_role(directory, device, role_of(body), may_invite)
         case "revert":
             return await facade.revert(directory)
+        case "select":
+            lives_here = body.get("lives_here")
+            if lives_here is not None and not isinstance(lives_here, bool):
+                raise CallerError("`lives_here` must be true or false")
+            return await facade.select(directory, lives_here)
         case "say":
             return await facade.say_code(directory, role_of(body))
         case "recovery":

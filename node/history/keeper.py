@@ -1,7 +1,7 @@
 """Keeps the versions that sync replaced or deleted, as cheaply as they can be, and no longer.
 
 What the applier displaces lies in `.shoal/history` as a whole file: that costs a rename, and
-nothing can be lost on the way. Later, in the background, `tidy` does four things, each of which may
+nothing can be lost on the way. Later, in the background, `tidy` does five things, each of which may
 die at any point:
 
     settle   A small file whose content is in its entry goes. Of several files of one item all but
@@ -11,6 +11,8 @@ die at any point:
              current version holds. A file that somebody may be writing to still is left alone
              (`node.sync.afterlook`).
     age      What came by since last time begins to age, on history's own clock.
+    release  What was taken off this disk since its directory does not live here goes, once nobody
+             can be writing to it: see `node.sync.selection`.
     expire   Versions go by `node.history.policy`. A file's blocks that other versions need are
              sealed first.
     collect  Sealed blocks that no kept version, no pending item and no transfer needs go, an hour
@@ -50,7 +52,7 @@ from node.history.contents import blocks_needed, content_of
 from node.history.files import same_bytes, unlink_all, verified_blocks
 from node.history.policy import Kept, Policy, drop_order, expired
 from node.history.sealed import SealedBlocks
-from node.index.disk_rows import DiskRow, displaced_item, is_displaced
+from node.index.disk_rows import RELEASED, DiskRow, displaced_item, is_displaced
 from node.index.kept import KeptRow, KeptRows
 from node.ports import Threads
 from node.sync.folder import Folder
@@ -147,6 +149,7 @@ class History:
                 keep_s = max(self.policy.all_s, self.policy.daily_s)
                 self.rows.forget_past(now_s - keep_s, PAST_AT_ONCE)
                 self.clock.save()
+            await self._release()
             while await self._expire():
                 pass
             await self._collect()
@@ -263,7 +266,7 @@ class History:
     ) -> Content | None:
         """What the file is, if it is not to stay; None if it is."""
         stat = stats.get(row.file or "")
-        if stat is None or self._is_wanted(row):
+        if stat is None or row.since_s == RELEASED or self._is_wanted(row):
             return None
         twin = any(
             other.id != row.id and other.content is not None
@@ -284,7 +287,7 @@ class History:
 
     def _is_wanted(self, row: KeptRow) -> bool:
         """True for bytes that the tree shows, or will, and that lie in no file of the folder."""
-        if self._folder.disk.with_digest(row.digest, 1):
+        if row.since_s == RELEASED or self._folder.disk.with_digest(row.digest, 1):
             return False
         tree = self._folder.tree
         shown = heads(tree.slots(row.item)) if tree.row(row.item) is not None else []
@@ -390,6 +393,16 @@ class History:
         return False
 
     # --- expiring and collecting ----------------------------------------------------------------
+
+    async def _release(self) -> None:
+        rows = self.rows.all()
+        watched = self.rows.watched()
+        going = [one for one in rows if one.since_s == RELEASED and one.file not in watched]
+        if going:
+            ids = {one.id for one in going}
+            needed = self._needs([one for one in rows if one.id not in ids]).blocks
+            for one in going:
+                await self._drop_file(one, needed)
 
     async def _expire(self) -> bool:
         """Drop what the policy drops; True when there may be more."""

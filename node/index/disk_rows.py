@@ -32,6 +32,9 @@ _COLUMNS: Final = (
 )
 
 
+RELEASED: Final = -1  # `since_s` of a file in history that is no earlier version
+
+
 @dataclass(frozen=True, slots=True)
 class DiskRow:
     """One item on this disk. `profile` is the file's chunking profile, 0 where it has none yet."""
@@ -304,12 +307,15 @@ class DiskRows:
         size: int,
         file: str,
         time_ns: int,
+        *,
+        released: bool = False,
     ) -> None:
-        """Note what a file in history was."""
+        """Note what a file in history was; a `released` one is no earlier version, and goes."""
+        since_s = RELEASED if released else None
         self._db.execute(
-            "INSERT INTO displaced (item, path, version, digest, size, time_ns, file) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (item, path, pack(version.to_wire()), digest, size, time_ns, file),
+            "INSERT INTO displaced (item, path, version, digest, size, time_ns, file, since_s) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (item, path, pack(version.to_wire()), digest, size, time_ns, file, since_s),
         )
 
     def drop_displaced(self, file: str) -> None:

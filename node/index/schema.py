@@ -171,6 +171,12 @@ CREATE TABLE unneeded (               -- blocks at a relay that nothing here nee
 ) WITHOUT ROWID;
 """
 
+_UNSELECTED: Final = """
+CREATE TABLE unselected (             -- directories that do not live on this device
+    item BLOB PRIMARY KEY
+) WITHOUT ROWID;
+"""
+
 MIGRATIONS: Final[tuple[str, ...]] = (
     _NODE_SCHEMA + TREE_SCHEMA + BLOCKS_SCHEMA,
     _HISTORY_SCHEMA + TREE_HISTORY_SCHEMA,
@@ -182,5 +188,6 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _RELAYS,
     TREE_MARKED_SCHEMA,
     _UNNEEDED,
+    _UNSELECTED,
 )
 SCHEMA_VERSION: Final = len(MIGRATIONS)

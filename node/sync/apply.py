@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Final
 
 import trio
@@ -39,12 +38,20 @@ from node.files.applier import (
 from node.files.port import FileSystem, join
 from node.index.disk_rows import DiskRow
 from node.ports import Threads
-from node.sync.assemble import Assembled, Assembler, new_path, remove_parts, swap_path
+from node.sync.assemble import (
+    Assembled,
+    Assembler,
+    new_path,
+    reason_of,
+    remove_parts,
+    swap_path,
+)
 from node.sync.bell import Bell
 from node.sync.folder import Folder
+from node.sync.jobs import Assembly, Job, Round, Waiting
 from node.sync.patching import Patching
 from node.sync.place import intent_of, record
-from node.sync.planner import Plan, plan_item
+from node.sync.planner import GOING, Plan
 
 logger = logging.getLogger("shoal.apply")
 
@@ -52,53 +59,9 @@ ROUND_ITEMS_MAX: Final = 1_000  # jobs of one round; bounds a batch and its tran
 STARVED_MAX: Final = 32  # files looked at in a round although no assembly is free for them
 ASSEMBLIES_MAX: Final = 128  # files being assembled at once; each holds at most a few blocks
 READY_SIZE_MAX: Final = 64 * 1024 * 1024  # bytes of assembled small files kept in memory
+NOT_KEPT: Final = "no other device is known to keep it, so it stays here"
 RETRY_MIN_S: Final = 0.05
 RETRY_MAX_S: Final = 60.0
-
-
-@dataclass(slots=True)
-class Waiting:
-    """Why an item is not done, and when to look again."""
-
-    reason: str
-    retry_at: float
-    delay_s: float
-    quiet: bool  # a matter of milliseconds, not for people to see
-
-
-@dataclass(slots=True)
-class Assembly:
-    """A content on its way in."""
-
-    content: Content
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-
-
-@dataclass(slots=True)
-class Job:
-    """One item's next step."""
-
-    item: ItemId
-    shown: ViewRow | None
-    row: DiskRow | None
-    work: applier.Job
-    assembled: Assembled | None = None
-
-
-@dataclass(slots=True)
-class Round:
-    """What one look at the pending items found."""
-
-    seen: set[ItemId] = field(default_factory=set)
-    starved: int = 0  # files that wait for a free place among the assemblies
-    jobs: list[Job] = field(default_factory=list)
-    moves: list[Job] = field(default_factory=list)  # of directories: one at a time
-    blocked: list[DiskRow] = field(default_factory=list)  # they lie where something else belongs
-
-    @property
-    def size(self) -> int:
-        """Jobs that can be done now."""
-        return len(self.jobs) + len(self.moves)
 
 
 class Apply:
@@ -118,6 +81,7 @@ class Apply:
         patching: Patching | None = None,
         stop: Callable[[str], None] = logger.error,
         held: Callable[[ViewRow], bool] = lambda _: False,
+        kept: Callable[[DiskRow], bool] = lambda _: False,
     ) -> None:
         """Args:
         ignored: `(path, is_directory) -> bool`; such items stay as they are on this disk.
@@ -126,6 +90,7 @@ class Apply:
         patching: Lets large files be changed in place; without it all are written anew.
         stop: Called where the disk failed in a way that needs a new start.
         held: True for what is about to change: its conflict is being merged.
+        kept: True for what another device durably keeps.
         """
         self._folder = folder
         self._fs = fs
@@ -138,6 +103,7 @@ class Apply:
         self._patching = patching
         self._stop = stop
         self._held = held
+        self._kept = kept
         self._ready: dict[ItemId, Assembled] = {}
         self._ready_size = 0
         self._assembling: dict[ItemId, Assembly] = {}
@@ -224,11 +190,13 @@ class Apply:
         if waits is not None and waits.retry_at > now:
             return
         folder = self._folder
-        shown, row = folder.tree.row(item), folder.disk.get(item)
-        plan = plan_item(shown, row, folder.disk_name(shown))
+        shown, row, plan = folder.plan(item)
         if not plan.touches_disk:
             self._done(item)
             folder.look_at([item])
+            return
+        if plan.release and row is not None:
+            self._plan_release(item, shown, row, found)
             return
         if shown is not None and self._held(shown):
             return
@@ -258,6 +226,7 @@ class Apply:
         if path is None:
             return  # its directory comes first
         if self._ignored(path, shown.content.kind is Kind.DIRECTORY):
+            self._folder.leaves_out = True
             self._folder.pending.pop(item, None)
             return
         if plan.relocate and row is not None:
@@ -296,6 +265,20 @@ class Apply:
         if row.kind is Kind.DIRECTORY and self._folder.disk.has_children(item):
             return  # they go or move first
         found.jobs.append(Job(item, None, row, Remove(path, row, self._history_path())))
+
+    def _plan_release(
+        self, item: ItemId, shown: ViewRow | None, row: DiskRow, found: Round
+    ) -> None:
+        """Remove the local copy of what does not live here, once somebody else keeps it."""
+        path = self._folder.disk.path(item)
+        if path is None or self._ignored(path, row.kind is Kind.DIRECTORY):
+            self._plan_removal(item, row, found)
+        elif row.kind is Kind.DIRECTORY and self._folder.disk.has_children(item):
+            return  # they go first
+        elif row.kind is Kind.DIRECTORY or self._kept(row):
+            found.jobs.append(Job(item, shown, row, Remove(path, row, self._history_path())))
+        else:
+            self.waiting[item] = Waiting(NOT_KEPT, 0.0, 0.0, quiet=False)  # until a peer tells
 
     def _free_target(self, item: ItemId, shown: ViewRow, row: DiskRow | None, found: Round) -> bool:
         """True when nothing that we know of lies where `item` belongs."""
@@ -386,7 +369,7 @@ class Apply:
             with assembly.scope:
                 assembled = await self._bring_together(item, assembly.content)
         except (OSError, ShoalError, ExceptionGroup) as error:
-            self._wait(item, _reason(error))
+            self._wait(item, reason_of(error))
         else:
             if not assembly.scope.cancelled_caught:
                 self._ready[item] = assembled
@@ -426,6 +409,8 @@ class Apply:
         with self._folder.transaction():
             self._folder.disk.intend(intents)
             for job in batch:
+                if isinstance(job.work, Remove) and job.shown is not None and job.row is not None:
+                    self._folder.disk.note(job.item, job.row.version, GOING)
                 if isinstance(job.work, PatchFile) and job.assembled is not None:
                     self._folder.locations.put_nodes(job.assembled.nodes)  # for `recover_patches`
         try:
@@ -485,15 +470,3 @@ class Apply:
 
     def _history_path(self) -> str:
         return f".shoal/history/{self._folder.random.bytes(12).hex()}"
-
-
-def _reason(error: Exception) -> str:
-    """What to tell people; a bug among several errors is raised again."""
-    while isinstance(error, ExceptionGroup):
-        error = next(
-            (one for one in error.exceptions if not isinstance(one, OSError | ShoalError)),
-            error.exceptions[0],
-        )
-    if not isinstance(error, OSError | ShoalError):
-        raise error
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

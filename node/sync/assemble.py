@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 import trio
 
+from crdt.errors import ShoalError
 from crdt.ids import BlockId, ItemId
 from crdt.slot import BlockRef, Content
 from node.blocks.hashing import block_id
@@ -312,3 +313,15 @@ def _missing(
         for ref, offset in blocks
         if block_id(key, handle.read_at(offset, ref.length)) != ref.block
     ]
+
+
+def reason_of(error: Exception) -> str:
+    """What to tell people; a bug among several errors is raised again."""
+    while isinstance(error, ExceptionGroup):
+        error = next(
+            (one for one in error.exceptions if not isinstance(one, OSError | ShoalError)),
+            error.exceptions[0],
+        )
+    if not isinstance(error, OSError | ShoalError):
+        raise error
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -17,6 +17,7 @@ from crdt import entry as entries
 from crdt.actions import Writer
 from crdt.errors import IntegrityError
 from crdt.ids import ROOT, ItemId
+from crdt.naming import fit_name
 from crdt.slot import Kind, Slot
 from crdt.tree import ViewRow
 from crdt.version_vector import EMPTY, VersionVector
@@ -24,7 +25,7 @@ from node.files.port import Stat
 from node.index.disk_rows import DiskRow
 from node.sync.folder import Folder
 from node.sync.observed import Created, Deleted, Described, Edited, Moved, Observed, Touched
-from node.sync.planner import UNSURE, adopts, sure_ctime_ns
+from node.sync.planner import GOING, UNSURE, adopts, sure_ctime_ns
 
 ENTRY_WRITES_MAX: Final = 1_000  # slot writes of one entry: 100,000 files make 100 entries
 ENTRY_INLINE_MAX: Final = 1024 * 1024  # bytes of inline content in one entry
@@ -114,6 +115,38 @@ def _needs_no_write(folder: Folder, seen: Observed) -> bool:
             return True
 
 
+def _beside_hidden(folder: Folder, seen: Created | Moved) -> Created | Moved:
+    """A directory that people put where one lies that does not live here gets a name of its own:
+    it is another one, and nothing of it must leave this disk.
+    """
+    is_directory = (seen.row.kind if isinstance(seen, Moved) else seen.described.draft.kind) is (
+        Kind.DIRECTORY
+    )
+    if not is_directory or not folder.selection.active:
+        return seen
+    face = folder.tree.representative(seen.parent)
+    wanted = name = _tree_name(folder, seen)
+    number = 1
+    while (shown := folder.tree.child(face, name)) is not None:
+        own = isinstance(seen, Moved) and shown.item == seen.row.item
+        if number == 1 and (
+            own or folder.disk.get(shown.item) or not folder.selection.hides(shown)
+        ):
+            return seen
+        if own:
+            break
+        mark = " (also here)" if number == 1 else f" (also here {number})"
+        name = fit_name(wanted, mark, "")
+        number += 1
+    return seen if name == wanted else replace(seen, shown_name=name)
+
+
+def _tree_name(folder: Folder, seen: Created | Moved) -> str:
+    """What the tree is to call it."""
+    row = seen.row if isinstance(seen, Moved) else None
+    return seen.shown_name or folder.names.in_tree(seen.name, row)
+
+
 def new_writer(folder: Folder) -> Writer:
     """A writer for our next entry; `write_entry` ends it."""
     device = folder.identity.device
@@ -136,7 +169,7 @@ def _commit_entry(folder: Folder, observations: list[Observed]) -> list[Observed
             break
         seen = found
         if isinstance(seen, Created | Moved):
-            seen = replace(seen, parent=folder.disk.heir(seen.parent))
+            seen = _beside_hidden(folder, replace(seen, parent=folder.disk.heir(seen.parent)))
         item = _write(folder, seen, writer)
         taken.append((seen, item))
         if isinstance(seen, Created) and item != seen.item:
@@ -192,7 +225,7 @@ def _write(folder: Folder, seen: Observed, writer: Writer) -> ItemId:
         case Moved():
             item = _actionable(folder, seen.row.item)
             shown = folder.tree.row(item)
-            name = folder.names.in_tree(seen.name, seen.row)
+            name = _tree_name(folder, seen)
             place = (folder.tree.representative(seen.parent), name)
             if _is_our_doing(folder, seen):
                 return seen.row.item
@@ -200,7 +233,9 @@ def _write(folder: Folder, seen: Observed, writer: Writer) -> ItemId:
                 writer.move(item, seen.parent, name)
             return item
         case Deleted():
-            shown = folder.tree.row(seen.row.item)
+            shown, row = folder.tree.row(seen.row.item), folder.disk.get(seen.row.item) or seen.row
+            if folder.selection.hides(shown) or GOING in {row.revision, seen.row.revision}:
+                return seen.row.item  # not a word about the item, only about this disk
             if shown is not None and shown.revision == seen.row.revision:
                 writer.delete(seen.row.item)
             elif shown is not None:
@@ -221,7 +256,7 @@ def _is_our_doing(folder: Folder, seen: Moved | Edited) -> bool:
 
 
 def _write_created(folder: Folder, seen: Created, writer: Writer) -> ItemId:
-    draft, name = seen.described.draft, folder.names.in_tree(seen.name)
+    draft, name = seen.described.draft, _tree_name(folder, seen)
     intent = folder.disk.intent_at(seen.parent, seen.name)
     if (
         intent is not None
@@ -243,7 +278,7 @@ def _write_created(folder: Folder, seen: Created, writer: Writer) -> ItemId:
 
 def _adopted(folder: Folder, seen: Created) -> ViewRow | None:
     """The view row that what was found is already: left by a crash, or here before we met."""
-    shown = folder.shown_at(seen.parent, seen.name)
+    shown = None if seen.shown_name else folder.shown_at(seen.parent, seen.name)
     if shown is None or folder.disk.get(shown.item) is not None:
         return None
     fits = adopts(shown.content, seen.described.digest, seen.described.draft.executable)
@@ -287,7 +322,7 @@ def _record(folder: Folder, seen: Observed, item: ItemId) -> None:
     """Note in the disk rows what the scan saw."""
     match seen:
         case Created():
-            shown_name = folder.names.in_tree(seen.name)
+            shown_name = _tree_name(folder, seen)
             adopted = folder.names.behind(folder.tree.representative(seen.parent), seen.name)
             if adopted is not None and adopted.item == item:
                 shown_name = adopted.name
@@ -303,7 +338,7 @@ def _record(folder: Folder, seen: Observed, item: ItemId) -> None:
             if item != seen.row.item:
                 folder.disk.rekey(seen.row.item, item)
             # The parent is the directory on this disk, even where the view unites it with another.
-            shown_name = folder.names.in_tree(seen.name, seen.row)
+            shown_name = _tree_name(folder, seen)
             row = replace(seen.row.moved(seen.parent, seen.name), item=item, shown_name=shown_name)
             row = replace(row, revision=_agreed_revision(folder, row, folder.tree.row(item)))
             # A rename hides in the ctime whether the content changed too: the next scan reads it.
@@ -313,6 +348,9 @@ def _record(folder: Folder, seen: Observed, item: ItemId) -> None:
             folder.locations.drop(seen.row.item)
         case Touched():
             row_now = folder.disk.get(seen.row.item)
+            if row_now is not None and row_now.revision == GOING:
+                shown = folder.tree.row(row_now.item)
+                row_now = replace(row_now, revision=_agreed_revision(folder, row_now, shown))
             if row_now is not None:
                 put_row(folder, row_now, seen.stat)
 

@@ -51,6 +51,7 @@ from node.sync.recovery import recover
 from node.sync.rot import Rot
 from node.sync.scan import Scan, ScanReport
 from node.sync.scrub import Scrub
+from node.sync.selection import Keepers
 from node.sync.watch import ScanService
 
 logger = logging.getLogger("shoal.engine")
@@ -95,6 +96,7 @@ class FolderEngine:
         self.stopped: str | None = None
         self.warnings: dict[str, str] = {}
         self.peers = Peers(folder)
+        self.keepers = Keepers(self)
         self.relays = RelayWatch(self)
         self.local = LocalChanges()  # what a reader's disk keeps for itself
         self._writes = folder.roster.may_write(folder.identity.device)
@@ -127,6 +129,7 @@ class FolderEngine:
             patching=Patching(folder, fs, threads, self.history.keep_blocks),
             stop=self.stop,
             held=self.merges.holds,
+            kept=self.keepers.keeps,
         )
 
         self.rot = Rot(folder, fs, threads, hint=self.scans.hint)
@@ -181,7 +184,7 @@ class FolderEngine:
         """True when the device last said that its disk holds our current state."""
         if self.folder.roster.role(device) is Role.RELAY:
             return self.relays.holds_all(device)
-        peer = self.peers.get(device)
+        peer = None if self.keepers.is_partial(device) else self.peers.get(device)
         return peer is not None and peer.complete.dominates(self.folder.have)
 
     def holders(self) -> int:
@@ -485,10 +488,12 @@ class FolderEngine:
             self.relays.relay_told(device, have)
         self.peers.told(device, name, have, complete)
         self.blocks.peer_advanced(device)
+        self.keepers.look_again()
         self.changed.ring()
 
     def peer_gone(self, device: DeviceId) -> None:
         """The connection to a peer ended; what it last said stays known."""
+        self.keepers.gone(device)
         if device in self.peers:
             self.peers.gone(device)
             self.changed.ring()

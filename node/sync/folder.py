@@ -36,6 +36,7 @@ from node.sync.describe import Job
 from node.sync.fresh import Fresh
 from node.sync.names import PLAIN, Names
 from node.sync.planner import Plan, plan_item
+from node.sync.selection import Selection
 from node.sync.unkept import Unkept
 from transport.identity import Identity
 
@@ -71,6 +72,7 @@ class Folder:
         self.tree = TreeIndex(database.connection)
         self.disk = DiskRows(database.connection)
         self.locations = Locations(database.connection)
+        self.selection = Selection(database.connection, self.tree)
         self.names = Names(self.disk, self.tree, personality)
         self.pending: dict[ItemId, int] = {}  # items to work on -> bytes to come; oldest first
         self.revisited: set[ItemId] = set()  # looked at since the applier last took note
@@ -81,6 +83,9 @@ class Folder:
         self.fresh = Fresh()
         self.unkept = Unkept()
         self._complete = EMPTY
+        self._leaving: set[ItemId] = set()  # hidden items whose local copy is not removed yet
+        self._whole = False
+        self.leaves_out = False  # something that the tree shows is ignored on this disk
         self.reload_roster()
 
     # --- the roster ---------------------------------------------------------------------------
@@ -138,7 +143,30 @@ class Folder:
         """The newest log position whose whole content lies on this disk."""
         if not self.pending:
             self._complete = self.log.have
+            self._whole = not self.selection.active
         return self._complete
+
+    @property
+    def is_whole(self) -> bool:
+        """True when all up to `complete` lies on this disk, and nothing is left out on purpose."""
+        return self._whole and not self.leaves_out
+
+    # --- what lives here ------------------------------------------------------------------------
+
+    def hides(self, item: ItemId) -> bool:
+        """True when the tree shows the item, and it does not live on this disk."""
+        return self.selection.active and self.selection.hides(self.tree.row(item))
+
+    def choose(self, item: ItemId, *, lives_here: bool) -> None:
+        """Let a directory live on this disk, or not; durable when it returns."""
+        with self.transaction():
+            if lives_here:
+                self.selection.select(item)
+            else:
+                self.selection.unselect(item)
+            self._whole = False
+            self.look_at([item])
+        self.work.ring()
 
     def new_item(self) -> ItemId:
         """A fresh item id."""
@@ -151,6 +179,7 @@ class Folder:
             row is not None
             and row.content.kind is Kind.DIRECTORY
             and self.disk.get(row.item) is None
+            and not self.selection.hides(row)
         ):
             return row.item
         return self.new_item()
@@ -177,24 +206,43 @@ class Folder:
         work = False
         with self.transaction():
             # Never in the order of a set: what a simulation finds must be found again.
-            for item in sorted(items) if isinstance(items, set) else items:
-                before = item in self.pending
-                self._look_at(item)
-                # What is pending already may be on its way in a version that nobody has any more.
-                work = work or before or item in self.pending
+            for first in sorted(items) if isinstance(items, set) else items:
+                stack = [first]
+                while stack:
+                    item = stack.pop()
+                    before = item in self.pending
+                    stack += self._look_at(item)
+                    # What is pending already may be on its way in a version that nobody has any
+                    # more.
+                    work = work or before or item in self.pending
         if work:
             self.work.ring()
 
-    def _look_at(self, item: ItemId) -> None:
+    def _look_at(self, item: ItemId) -> list[ItemId]:
+        """Returns what must be looked at, too."""
         self._looked.add(item)
+        was_leaving = item in self._leaving
         shown, plan = self._plan(item)
         if plan.note and shown is not None and not plan.touches_disk:
             self.disk.note(item, shown.content.version, shown.revision)
+        # What lies below a directory goes and comes with it, though nothing was written about it.
+        if plan.release:
+            return sorted(row.item for row in self.disk.children(item).values())
+        is_directory = shown is not None and shown.content.kind is Kind.DIRECTORY
+        if is_directory and (was_leaving or (plan.create and self.selection.generation)):
+            return sorted(row.item for row in self.tree.children(item))
+        return []
+
+    def plan(self, item: ItemId) -> tuple[ViewRow | None, DiskRow | None, Plan]:
+        """What the view wants of an item, what this disk has of it, and what is to be done."""
+        shown, row = self.tree.row(item), self.disk.get(item)
+        hidden = self.selection.active and self.selection.hides(shown)
+        return shown, row, plan_item(shown, row, self.disk_name(shown), hidden=hidden)
 
     def _plan(self, item: ItemId) -> tuple[ViewRow | None, Plan]:
         """Plan one item and make `pending` say so."""
-        shown, row = self.tree.row(item), self.disk.get(item)
-        plan = plan_item(shown, row, self.disk_name(shown))
+        shown, _, plan = self.plan(item)
+        (self._leaving.add if plan.release else self._leaving.discard)(item)
         self.revisited.add(item)
         if plan.touches_disk:
             arrives = shown is not None and (plan.create or plan.content)
@@ -215,6 +263,7 @@ class Folder:
         except BaseException:
             self.log.reload()
             self.reload_roster()
+            self.selection.reload()
             for item in self._looked:
                 self._plan(item)
             raise

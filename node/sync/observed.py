@@ -48,6 +48,7 @@ class Created:
     parent: ItemId
     name: str
     described: Described
+    shown_name: str = ""  # what the tree is to call it, where that is not what this disk does
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Moved:
     parent: ItemId
     name: str
     stat: Stat
+    shown_name: str = ""  # as in `Created`
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,13 +26,13 @@ from node.sync.folder import Folder
 from node.sync.planner import UNSURE
 
 if TYPE_CHECKING:
-    from node.sync.apply import Job
+    from node.sync.jobs import Job
 
 
 def intent_of(job: Job) -> Intent | None:
     """What the next scan must not take for a person's doing if we die before we record it."""
     shown, row, name = job.shown, job.row, split_parent(job.work.target)[1]
-    if shown is None or isinstance(job.work, SetMetadata):
+    if shown is None or isinstance(job.work, SetMetadata | Remove):
         return None
     if isinstance(job.work, Relocate) and row is not None:
         return Intent(job.item, shown.parent, name, row.version, row.digest)
@@ -57,7 +57,7 @@ def record(folder: Folder, done: Sequence[tuple[Job, Outcome]], tried: Sequence[
 def _record(folder: Folder, job: Job, outcome: Outcome) -> None:
     work, shown, row, stat = job.work, job.shown, job.row, outcome.stat
     if outcome.displaced and isinstance(work, Place | Remove) and row is not None:
-        record_displaced(folder, row, work)
+        record_displaced(folder, row, work, released=isinstance(work, Remove) and shown is not None)
     match work:
         case Remove():
             folder.disk.drop(job.item)
@@ -86,8 +86,12 @@ def _record(folder: Folder, job: Job, outcome: Outcome) -> None:
                 folder.locations.drop(job.item)
 
 
-def record_displaced(folder: Folder, row: DiskRow, work: Place | Remove) -> None:
-    """What `row` described lies in history now, and stays a source of its blocks."""
+def record_displaced(
+    folder: Folder, row: DiskRow, work: Place | Remove, *, released: bool = False
+) -> None:
+    """What `row` described lies in history now, and stays a source of its blocks; if `released`,
+    only until nobody can be writing to it any more.
+    """
     folder.disk.add_displaced(
         row.item,
         work.target,
@@ -96,6 +100,7 @@ def record_displaced(folder: Folder, row: DiskRow, work: Place | Remove) -> None
         row.size,
         work.history,
         folder.clock.wall_ns(),
+        released=released,
     )
     note_displaced(folder, row, work.target, work.history)
     folder.locations.rekey(row.item, displaced_item(work.history))

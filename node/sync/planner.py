@@ -22,15 +22,17 @@ from node.index.disk_rows import DiskRow
 
 RACY_NS: Final = 10_000_000  # one tick of the coarsest kernel clock (100 Hz): git's "racy clean"
 COARSE_RACY_NS: Final = 2_000_000_000  # FAT keeps mtimes to 2 s
+GOING: Final = -1  # revision of a row whose local copy is being removed by us
 UNSURE: Final = -1  # a ctime that never matches: the next scan looks at the content
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do for one item; at most one of `create` and `remove`."""
+    """What to do for one item; at most one of `create`, `remove` and `release`."""
 
     create: bool = False
     remove: bool = False
+    release: bool = False  # the tree keeps it, this disk does not
     relocate: bool = False
     content: bool = False  # other bytes
     metadata: bool = False  # the same bytes with another mtime or executable bit
@@ -39,23 +41,39 @@ class Plan:
     @property
     def touches_disk(self) -> bool:
         """True when a disk operation is needed."""
-        return self.create or self.remove or self.relocate or self.content or self.metadata
+        return (
+            self.create
+            or self.remove
+            or self.release
+            or self.relocate
+            or self.content
+            or self.metadata
+        )
 
 
 NOTHING: Final = Plan()
 
 
-def plan_item(wanted: ViewRow | None, agreed: DiskRow | None, name: str | None = None) -> Plan:
+def plan_item(
+    wanted: ViewRow | None,
+    agreed: DiskRow | None,
+    name: str | None = None,
+    *,
+    hidden: bool = False,
+) -> Plan:
     """Compare the two words about one item.
 
     Args:
         wanted: The view's row, None when the item is not to be seen.
         agreed: The disk row, None when we never put or found the item on the disk.
         name: The name this disk gives it, where it cannot hold `wanted.name`.
+        hidden: It lies in a directory that does not live on this device.
 
     """
     if wanted is None:
         return Plan(remove=True) if agreed is not None else NOTHING
+    if hidden:
+        return Plan(release=True) if agreed is not None else NOTHING
     if agreed is None:
         return Plan(create=True)
     content = wanted.content
@@ -68,7 +86,8 @@ def plan_item(wanted: ViewRow | None, agreed: DiskRow | None, name: str | None =
         relocate=(wanted.parent, name or wanted.name) != (agreed.parent, agreed.name),
         content=bytes_differ,
         metadata=version_differs and metadata_differs and not bytes_differ,
-        note=version_differs or wanted.revision != agreed.revision,
+        # Whether a copy that was going is still there, only a scan can tell.
+        note=agreed.revision != GOING and (version_differs or wanted.revision != agreed.revision),
     )
 
 

@@ -16,10 +16,10 @@ from node.blocks.manifest import build_manifest
 from node.blocks.scan_file import scan_blocks
 from node.files.applier import Outcome, Place
 from node.index.disk_rows import DiskRow
-from node.sync.apply import Job
 from node.sync.assemble import Assembled, new_path, swap_path
 from node.sync.commit import write_entry
 from node.sync.folder import Folder
+from node.sync.jobs import Job
 from node.sync.place import record
 
 

@@ -42,7 +42,7 @@ from node.sync.observed import (
     Touched,
     described_directory,
 )
-from node.sync.planner import still_as_agreed
+from node.sync.planner import GOING, still_as_agreed
 
 logger = logging.getLogger("shoal.scan")
 
@@ -205,6 +205,9 @@ class Scan:
             found = compare(listing, rows, self._ignored)
             for name, why in found.unsyncable:
                 self.report.warnings[join(path, name)] = f"not synced: {why}"
+            # Those we were about to take off this disk, and did not: see `node.sync.selection`.
+            doubted = (row for row in found.same if row.revision == GOING)
+            self._batch += [Touched(row, listing.entries[row.name]) for row in doubted]
             for row in found.missing:
                 self._missing.setdefault(row.item, row)
             stack += [(below, None) for below in await self._take(path, at.item, found)]

@@ -23,6 +23,7 @@ from node.sync.depositor import Depositor
 from node.sync.dropper import Dropper
 from node.sync.engine import FolderEngine
 from transport.frames import CONTROL, FrameDecoder, encode
+from transport.keeps import Keeps
 from transport.link import Connection, LinkClosedError, Stream
 from transport.messages import Heads, Hello, Message, OpenBlocks
 from transport.relay_messages import RELAYS_MAX, Notice, Seen
@@ -135,6 +136,7 @@ class _Control:
         self._decoder = decoder or FrameDecoder(CONTROL)
         self._outbox: deque[Message] = deque()  # bounded by the session's windows
         self._posted = Bell()
+        self._kept: Keeps | None = None  # what we last said of what we keep
         self._session = FolderSession(
             self._folder.id, name=name, agent=AGENT, known_hash=self._folder.log.hash_at
         )
@@ -149,6 +151,7 @@ class _Control:
             nursery.start_soon(self._write)
             nursery.start_soon(self._advance, seen)
             nursery.start_soon(self._tick)
+            nursery.start_soon(self._watch_what_we_keep)
             if folder.roster.role(self._connection.peer) is not Role.RELAY:
                 nursery.start_soon(self._tell_of_relays)
             while data := await self._stream.receive_some():
@@ -160,6 +163,10 @@ class _Control:
         for message in messages:
             if isinstance(message, Notice):
                 self._engine.relays.set_full(self._connection.peer, message.full)
+                continue
+            if isinstance(message, Keeps):
+                self._engine.keepers.told(self._connection.peer, message)
+                self._say_what_we_keep()
                 continue
             if isinstance(message, Seen):
                 self._engine.relays.member_told(self._connection.peer, message.relays)
@@ -191,6 +198,22 @@ class _Control:
             await trio.sleep(SEEN_EVERY_S)
             await self._engine.changed.wait_past(seen)
 
+    def _say_what_we_keep(self) -> None:
+        """Tell a member what part of the folder we keep, when that is another one than it heard."""
+        if self._folder.roster.role(self._connection.peer) in {None, Role.RELAY}:
+            return
+        word = self._engine.keepers.word_for(self._connection.peer)
+        if word is not None and word != self._kept and self._session.state != SessionState.CLOSED:
+            self._kept = word
+            self._outbox.append(word)
+            self._posted.ring()
+
+    async def _watch_what_we_keep(self) -> None:
+        while True:
+            seen = self._engine.changed.count
+            self._say_what_we_keep()
+            await self._engine.changed.wait_past(seen)
+
     async def _tick(self) -> None:
         while True:
             at = self._session.next_tick()
@@ -204,6 +227,8 @@ class _Control:
         while queue:
             match queue.popleft():
                 case Send(message=message):
+                    if not isinstance(message, Hello):  # before what it is about
+                        self._say_what_we_keep()
                     self._outbox.append(message)
                     self._posted.ring()
                 case Push(after=after, size_max=size_max):

@@ -331,7 +331,7 @@ def test_a_spoken_code_lets_a_device_in_and_takes_one_guess(tmp_path: Path) -> N
         with subprocess.Popen(late, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
             code = anna.run("invite", str(anna.directory), "--spoken").stdout.strip()
             # It keeps asking, and so spends its guess at the new code.
-            assert process.wait(40) == INVITATION
+            assert process.wait(60) == INVITATION
         code = anna.run("invite", str(anna.directory), "--spoken", "--role", "reader").stdout
         ben.join(code.strip(), *peer)
         wait_for((ben.directory / "f.txt").exists)

@@ -36,6 +36,7 @@ from node.control.facade import (
     ResolveResult,
     RestoreResult,
     Role,
+    SelectionInfo,
     Status,
     TrashItem,
     VerifyResult,
@@ -158,6 +159,12 @@ class FakeNode:
     async def hook(self, command: str | None) -> str:
         self.command = self.command if command is None else command
         return self.command
+
+    async def select(self, path: str, lives_here: bool | None) -> SelectionInfo:
+        self._find(path)
+        if lives_here:
+            return SelectionInfo(())
+        return SelectionInfo(("photos",), ("photos/only here.jpg",))
 
     async def revert(self, path: str) -> tuple[LocalInfo, ...]:
         self._find(path)

@@ -32,6 +32,7 @@ from transport.frames import (
     MessageType,
     encode,
 )
+from transport.keeps import Keeps
 from transport.messages import (
     BATCH_SIZE_MAX,
     ENTRIES_MAX,
@@ -100,6 +101,7 @@ EXAMPLES: list[Message] = [
     Here(0, BLOCK_IDS),
     Notice("full"),
     Seen({ONE: VECTOR}),
+    Keeps(3, 2, True),
     Host(FOLDER, "token"),
     Hosting("relay"),
     OpenDeposits(FOLDER, PLACE),

@@ -265,6 +265,26 @@ async def test_local_changes(node: FakeNode, shoal: Shoal) -> None:
     assert answer["reverted"][1] == {"path": "b.txt", "action": "moved", "was": "c.txt"}
 
 
+async def test_what_lives_on_this_device(node: FakeNode, shoal: Shoal) -> None:
+    path = f"{node.folder.path}/photos"
+    _, out, _ = await shoal("select", path, "--off")
+    assert out.splitlines() == [
+        "not on this device: photos",
+        "1 path in it, until another device is known to keep them:",
+        "  photos/only here.jpg",
+    ]
+    _, out, _ = await shoal("select", path, "--on")
+    assert out == "All of it lives here.\n"
+    answer = await ask_json(shoal, "select", node.folder.path)
+    assert answer == {"unselected": ["photos"], "waiting": ["photos/only here.jpg"]}
+    code, _, error = await shoal("select", path, "--on", "--off")
+    assert code == 2
+    assert "nothing was changed" in error
+    node.set_folder(unselected=("photos",))
+    _, out, _ = await shoal("status")
+    assert "not on this device: photos" in out
+
+
 async def test_invitations(node: FakeNode, shoal: Shoal) -> None:
     _, out, _ = await shoal("invitations", node.folder.path)
     (line,) = out.splitlines()

@@ -12,9 +12,8 @@ from crdt.errors import CallerError
 from crdt.roster_ops import Add
 from crdt.roster_ops import Role as RosterRole
 from node.conflicts import answers as conflicts
+from node.control.conflict_shapes import ConflictInfo, ConflictTexts
 from node.control.facade import (
-    ConflictInfo,
-    ConflictTexts,
     Damage,
     Event,
     FolderState,

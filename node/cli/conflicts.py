@@ -16,7 +16,8 @@ from node.cli.common import (
     path_argument,
 )
 from node.cli.text import count_text, local_time_text
-from node.control.facade import ConflictInfo, ConflictText, ConflictTexts, ConflictVersion, Keep
+from node.control.conflict_shapes import ConflictInfo, ConflictText, ConflictTexts, ConflictVersion
+from node.control.facade import Keep
 
 
 class _ListsByDefault(click.Group):

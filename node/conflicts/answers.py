@@ -13,8 +13,9 @@ from crdt.slot import Content, Kind
 from crdt.tree import ViewRow
 from node.conflicts.find import Conflict, Conflicts, author, stamp_ms
 from node.conflicts.resolve import Resolver
-from node.control.facade import ConflictInfo, ConflictText, ConflictTexts, Keep, ResolveResult
-from node.control.facade import ConflictVersion as VersionOf
+from node.control.conflict_shapes import ConflictInfo, ConflictText, ConflictTexts
+from node.control.conflict_shapes import ConflictVersion as VersionOf
+from node.control.facade import Keep, ResolveResult
 from node.history.answers import time_text
 
 if TYPE_CHECKING:

@@ -16,10 +16,9 @@ from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlencode
 
 from node.control.address import ControlAddress
+from node.control.conflict_shapes import ConflictInfo, ConflictTexts
 from node.control.errors import ForwardedError, NodeNotRunningError, NodeTooSlowError, from_message
 from node.control.facade import (
-    ConflictInfo,
-    ConflictTexts,
     DeviceInfo,
     Event,
     HistoryResult,

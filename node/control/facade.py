@@ -14,6 +14,8 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+from node.control.conflict_shapes import ConflictInfo, ConflictTexts
+
 if TYPE_CHECKING:  # the command line asks with these shapes, and shall start at once
     import trio
 
@@ -274,49 +276,6 @@ class Keep(enum.StrEnum):
     THEIRS = "theirs"
     BOTH = "both"
     FILE = "file"
-
-
-@dataclass(frozen=True, slots=True)
-class ConflictVersion:
-    """One version of a file in conflict. `device` and `name` are its author's; `time` is ISO 8601
-    in UTC, by the author's clock.
-    """
-
-    path: str
-    device: str
-    name: str
-    time: str
-
-
-@dataclass(frozen=True, slots=True)
-class ConflictInfo:
-    """A file in conflict: the version that keeps the name, those that are shown as copies, and the
-    last one that all were made from. Paths are relative to the folder.
-    """
-
-    path: str
-    device: str
-    name: str
-    time: str
-    copies: tuple[ConflictVersion, ...]
-    ancestor: ConflictVersion | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ConflictText:
-    """A version, and its text where it is one and is to be had."""
-
-    version: ConflictVersion
-    text: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ConflictTexts:
-    """All versions of a file in conflict, the one that keeps the name first."""
-
-    path: str
-    versions: tuple[ConflictText, ...]
-    ancestor: ConflictText | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,8 +107,7 @@ class FolderEngine:
         self.threads = threads
         self._watcher = watcher
         self.disk_lock = trio.Lock()
-        self._ignore = IgnoreRules.none()
-        self._never_merge = IgnoreRules.none()
+        self._ignore = self._never_merge = IgnoreRules.none()
         self.sealed = SealedBlocks(folder, fs, threads)
         self.blocks = BlockExchange(folder, fs, threads, self.sealed)
         self.history = History(folder, fs, threads, self.sealed, allowed=self._root_is_here)
@@ -131,7 +130,6 @@ class FolderEngine:
             held=self.merges.holds,
             kept=self.keepers.keeps,
         )
-
         self.rot = Rot(folder, fs, threads, hint=self.scans.hint)
         self.scrub = Scrub(folder, self.rot, allowed=self._may_work, warn=self.warn)
         self.blocks.on_mismatch = self.scrub.suspect

@@ -11,12 +11,9 @@ import trio
 
 from crdt.errors import CallerError
 from node.control.client import ControlClient
+from node.control.conflict_shapes import ConflictInfo, ConflictText, ConflictTexts, ConflictVersion
 from node.control.events import EventBus
 from node.control.facade import (
-    ConflictInfo,
-    ConflictText,
-    ConflictTexts,
-    ConflictVersion,
     Damage,
     DeedInfo,
     DeviceInfo,

@@ -97,6 +97,7 @@ class Box:
         self.dirty: list[str] = []
         self.stops: list[str] = []  # why the folder was stopped
         self.merging = True
+        self.kept = False  # whether others are said to keep what does not live here
         self._held: dict[ItemId, int] = {}
         self.fetched = 0  # blocks from other disks
         make_layout(fs)
@@ -226,6 +227,7 @@ class Box:
             patching=self.patching,
             stop=self.stops.append,
             held=lambda shown: merges.holds(shown) and self._has_patience(shown.item),
+            kept=lambda _row: self.kept,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(merges.serve)

@@ -89,6 +89,7 @@ async def test_status_has_the_documented_shape(node: FakeNode, home: Path, folde
                 "conflicts": 0,
                 "peers": [peer],
                 "local": [],
+                "unselected": [],
                 "warnings": [],
             }
         ],

@@ -13,7 +13,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install up demo test test-impaired test-kills test-races test-editors test-fast simulate format lock clean
-.PHONY: test-crashes test-meetings
+.PHONY: test-crashes test-meetings power-cuts
 .PHONY: bench bench-quick
 .PHONY: check check-format check-lint check-types check-imports
 
@@ -25,6 +25,7 @@ help:
 	@echo 'make test-races       a person who saves, at every moment of a sync'
 	@echo 'make test-crashes     a process that stops twice, at every pair of operations'
 	@echo 'make test-meetings    what people did at the same time, in every order of meeting'
+	@echo 'make power-cuts       a thousand power cuts on a real disk (root)'
 	@echo 'make test-editors     how editors, git and SQLite save, ten times as long as in `make test`'
 	@echo 'make check            format, lint, types, imports, style, fast tests'
 	@echo 'make simulate         SEEDS=200 simulated worlds, or SEED=n: one, with its trace'
@@ -67,6 +68,9 @@ test-crashes: $(STAMP)
 
 test-meetings: $(STAMP)
 	SHOAL_MEETINGS=all $(BIN)/python -m pytest -q $(TESTS) tests/integration/test_section4_table.py
+
+power-cuts: $(STAMP)
+	SHOAL_POWER_CUTS=1000 SHOAL_POWER_CUTS_PROCESSES=40 $(BIN)/python -m pytest -q -s -o faulthandler_timeout=0 $(TESTS) tests/integration/test_power_cuts.py
 
 test-editors: $(STAMP)
 	SHOAL_EDITOR_TURNS=10 $(BIN)/python -m pytest -q $(TESTS) tests/integration/test_editors.py

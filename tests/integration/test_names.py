@@ -240,6 +240,9 @@ def test_hard_links_are_files_of_their_own(pair: tuple[Device, Device]) -> None:
     assert (place.mine / "one").read_text().startswith("written through")
     assert (place.mine / "other").read_text() == "only this one, by ben\n"
     assert (place.mine / "one").stat().st_ino == (place.mine / "third").stat().st_ino
+    (place.theirs / "third").chmod(0o755)
+    place.settle(snapshot(place.theirs))
+    assert not (place.mine / "one").stat().st_mode & 0o111
     (place.mine / "third").unlink()
     (place.mine / "one").rename(place.mine / "first")
     place.settle()

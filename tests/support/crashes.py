@@ -41,6 +41,7 @@ class CountingDatabase(Database):
     def __init__(self, connection: sqlite3.Connection) -> None:
         super().__init__(connection)
         self.plan = FaultPlan()
+        self.on_commit: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -49,6 +50,8 @@ class CountingDatabase(Database):
             yield connection
             if self._depth == 1:
                 self.plan.run(Operation.SYNC, "the index", lambda: None)
+        if not self._depth:
+            self.on_commit()
 
 
 class Mortal(Box):
@@ -60,6 +63,10 @@ class Mortal(Box):
         super().__init__(seed, fs, clock)
         self.faults: list[Fault] = []  # of its disk, in each life
         self.database = CountingDatabase(self.database.connection)
+
+    def make_plan(self, faults: list[Fault]) -> FaultPlan:
+        """What shall happen in a life."""
+        return FaultPlan(faults)
 
     async def live(
         self, *, until: int | None = None, saves: Callable[[], None] = lambda: None
@@ -74,7 +81,7 @@ class Mortal(Box):
         self.dirty.clear()
         self.stops.clear()
         death = [Fault(None, nth=until)] if until else []
-        self.plan = self.database.plan = FaultPlan([*self.faults, *death])
+        self.plan = self.database.plan = self.make_plan([*self.faults, *death])
         self.through = FaultyFileSystem(self.fs, self.plan)
         try:
             await self._live(saves)

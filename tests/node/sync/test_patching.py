@@ -103,6 +103,14 @@ async def test_moved_after_the_crash_it_is_finished_where_it_lies() -> None:
     assert ben.tree() == {"d": None, "d/g": NEW}
 
 
+async def test_linked_after_the_crash_no_name_keeps_a_mix() -> None:
+    anna, ben = await two()
+    await died_half_way(ben)
+    ben.fs.link("f", "backup")
+    await settle(anna, ben)
+    assert ben.tree() == {"f": NEW, "backup": NEW}
+
+
 async def test_deleted_after_the_crash_it_is_no_mix_that_comes_back() -> None:
     anna, ben = await two()
     await died_half_way(ben)

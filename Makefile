@@ -14,13 +14,14 @@ PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 .DEFAULT_GOAL := help
 .PHONY: help install up demo test test-impaired test-kills test-races test-editors test-fast simulate format lock clean
 .PHONY: test-crashes test-meetings power-cuts
-.PHONY: bench bench-quick
+.PHONY: bench bench-quick relay-kills
 .PHONY: check check-format check-lint check-types check-imports
 
 help:
 	@echo 'make up DIR=~/Shoal   run a node on a folder (OPTIONS="--no-lan" adds options)'
 	@echo 'make test             run all tests but the long one'
 	@echo 'make test-kills       50 times kill -9, in the middle of everything'
+	@echo 'make relay-kills      100 times kill -9 of a relay, and of its storage alone'
 	@echo 'make test-impaired    real nodes over a network that loses every third datagram'
 	@echo 'make test-races       a person who saves, at every moment of a sync'
 	@echo 'make test-crashes     a process that stops twice, at every pair of operations'
@@ -59,6 +60,9 @@ test-impaired: $(STAMP)
 
 test-kills: $(STAMP)
 	$(BIN)/python -m pytest -q -m kills $(TESTS)
+
+relay-kills: $(STAMP)
+	SHOAL_RELAY_KILLS=100 $(BIN)/python -m pytest -q -s --timeout 3600 $(TESTS) tests/integration/test_relay_kills.py
 
 test-races: $(STAMP)
 	$(BIN)/python -m pytest -q -m races $(TESTS)

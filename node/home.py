@@ -104,6 +104,12 @@ class Home:
             ) from None
         self._lock = handle
 
+    def unlock(self) -> None:
+        """Let others in again."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def folders(self) -> Iterator[FolderConfig]:
         """Every folder of this device.
 

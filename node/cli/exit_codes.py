@@ -18,7 +18,8 @@ EXIT_CODES: Final = {
     2: "What was asked cannot be done: wrong usage, or a value that makes no sense.",
     3: "No node is running with this home.",
     TIMED_OUT: "`wait`: the time is over and too few devices hold the current state.",
-    DAMAGE_FOUND: "`verify`: a file is damaged and no peer could mend it.",
+    DAMAGE_FOUND: "`verify`: a file is damaged and no peer could mend it. `relay check`: what the "
+    "relay keeps was damaged.",
     10: "Another node broke the protocol, has the wrong key, or speaks another version.",
     11: "The invitation is unknown, expired, used or revoked.",
     12: "A node is already running with this home.",

@@ -1,9 +1,10 @@
-"""`shoal relay`: run a relay; `shoal relay add`: use one; `shoal relay stats`: look at one."""
+"""`shoal relay`: run a relay; `add`: use one; `stats`, `check`, `backup`, `restore`: mind one."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,24 @@ import click
 
 from crdt.errors import CallerError
 from crdt.ids import DeviceId
-from node.cli.common import Invocation, common_options, directory_argument
+from node.cli.common import (
+    DirectoryType,
+    DurationType,
+    Invocation,
+    common_options,
+    directory_argument,
+)
+from node.cli.exit_codes import DAMAGE_FOUND, OK
 from node.cli.text import count_text, size_text
 from node.control.client import ControlClient
+from node.control.errors import NodeNotRunningError
+from node.control.shapes import to_json
 from transport.address import Address
 
 if TYPE_CHECKING:
+    from node.relay.admin import Admin
     from node.relay.app import RelayReady
 
-DAY_S = 24 * 3600
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
@@ -51,9 +61,9 @@ class SizeType(click.ParamType[int]):
 @click.option("--rate", type=SizeType(), help="Bytes of blocks a second, each way, for all.")
 @click.option("--connections", type=click.IntRange(1, 100_000), default=1_000, show_default=True,
               help="Connected devices at most.")  # fmt: skip
-@click.option("--drop-grace", type=click.FloatRange(0, 36_500), metavar="DAYS",
+@click.option("--drop-grace", type=DurationType(), metavar="TIME",
               help="Between members' word that blocks are needed no more and their deletion. "
-                   "Default: 7.")  # fmt: skip
+                   "Default: 7d.")  # fmt: skip
 @click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics here.")
 @click.option("--verbose", is_flag=True, help="Write the relay's log to stderr.")
 @common_options
@@ -83,13 +93,13 @@ def relay(
     from node.relay.limits import Limits  # noqa: PLC0415
     from node.relay.policy import PolicyKind  # noqa: PLC0415
 
-    grace_days = limits["drop_grace"]
+    grace_s = limits["drop_grace"]
     given = {
         "folder_size_max": limits["folder_quota"],
         "device_size_max": limits["device_quota"],
         "rate_max": limits["rate"],
         "connections_max": limits["connections"],
-        "drop_grace_s": None if grace_days is None else round(grace_days * DAY_S),
+        "drop_grace_s": None if grace_s is None else int(grace_s),
     }
     metrics = limits["metrics"]
     options = app.RelayOptions(
@@ -161,3 +171,93 @@ def stats(invocation: Invocation) -> None:
             f"{count_text(one['blocks'], 'block')}, "
             f"{size_text(one['entry_bytes'] + one['block_bytes'])}"
         )
+
+
+@relay.command()
+@common_options
+@click.pass_obj
+def check(invocation: Invocation) -> int:
+    """Read everything that the relay with this home keeps, running or stopped.
+
+    A damaged block is forgotten, and brought again by members that have it. Exit code 5 when
+    anything was damaged.
+    """
+    found = _ask(invocation, lambda client: client.relay_check(), lambda admin: admin.check())
+    lines = [
+        f"checked {count_text(found['folders'], 'folder')}, "
+        f"{count_text(found['entries'], 'record')}, {count_text(found['blocks'], 'block')}, "
+        f"{size_text(found['bytes'])}"
+    ]
+    lines += [
+        f"damaged, and forgotten: block {one['block'][:16]} of {one['folder'][:16]}"
+        for one in found["damaged_blocks"]
+    ]
+    if found["damaged_blocks"]:
+        lines.append("members that have these blocks bring them again")
+    for one in found["damaged_entries"]:
+        where = f"record {one['seq']} of device {one['device'][:7]} of {one['folder'][:16]}"
+        lines.append(f"DAMAGED: {where}")
+    if found["damaged_entries"]:
+        lines.append(
+            "devices keep what they have, and refuse these records. Stop the relay and restore a "
+            "backup, or move relay.sqlite and packs away: members fill a new one."
+        )
+    invocation.answer(found, *lines)
+    return DAMAGE_FOUND if found["damaged_blocks"] or found["damaged_entries"] else OK
+
+
+@relay.command()
+@click.argument("directory", metavar="BACKUP", type=DirectoryType())
+@common_options
+@click.pass_obj
+def backup(invocation: Invocation, directory: Path) -> None:
+    """Copy the relay with this home to the directory BACKUP, while it runs or stopped.
+
+    Again to the same directory, only what is new is copied. A backup holds the relay's key.
+    """
+    found = _ask(
+        invocation,
+        lambda client: client.relay_backup(directory),
+        lambda admin: admin.back_up(directory),
+    )
+    invocation.answer(
+        found,
+        f"backed up to {found['directory']}: {size_text(found['size'])} of blocks, "
+        f"{size_text(found['copied'])} of them copied now",
+    )
+
+
+@relay.command()
+@click.argument("directory", metavar="BACKUP", type=DirectoryType())
+@common_options
+@click.pass_obj
+def restore(invocation: Invocation, directory: Path) -> None:
+    """Make a relay's home (--home) from the backup in BACKUP.
+
+    Members notice that it is older than what they have seen, and bring what is missing.
+    """
+    from node.relay.backup import restore as copy_back  # noqa: PLC0415 - as above
+
+    found = to_json(copy_back(directory, invocation.home))
+    invocation.answer(
+        found,
+        f"restored {size_text(found['size'])} of blocks to {found['directory']}. Start it with "
+        "`shoal relay`; members bring what is newer.",
+    )
+
+
+def _ask(
+    invocation: Invocation,
+    running: Callable[[ControlClient], dict[str, Any]],
+    stopped: Callable[[Admin], Awaitable[object]],
+) -> dict[str, Any]:
+    """Ask the relay that runs with this home, or do it to one that does not."""
+    try:
+        client = ControlClient(invocation.home)
+    except NodeNotRunningError:
+        from node.relay.admin import with_stopped_relay  # noqa: PLC0415 - as above
+
+        answer: dict[str, Any] = to_json(with_stopped_relay(invocation.home, stopped))
+        return answer
+    with client:
+        return running(client)

@@ -109,6 +109,14 @@ class ControlClient:
         """What a relay that runs with this home says of itself."""
         return self._call("GET", "/stats")
 
+    def relay_check(self) -> dict[str, Any]:
+        """Let the relay read everything; takes as long as that does."""
+        return self._call("POST", "/check", {}, limit_s=None)
+
+    def relay_backup(self, directory: Path) -> dict[str, Any]:
+        """Let the relay copy itself; takes as long as that does."""
+        return self._call("POST", "/backup", {"directory": str(directory)}, limit_s=None)
+
     def conflicts(self, directory: Path) -> tuple[ConflictInfo, ...]:
         """See `NodeFacade.conflicts`."""
         answer = self._call("POST", "/conflicts", {"dir": str(directory)})

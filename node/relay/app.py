@@ -22,7 +22,9 @@ import trio
 from crdt.errors import WorldError
 from crdt.ids import DeviceId
 from node.home import Home, write_durably
-from node.ports import SystemClock, SystemRandom, TrioThreads
+from node.ports import SystemClock, SystemRandom, Threads, TrioThreads
+from node.relay.admin import THREADS_MAX, Admin
+from node.relay.backup import COPIED_MARK
 from node.relay.limits import Limits
 from node.relay.policy import Policy, PolicyKind
 from node.relay.server import Relay
@@ -36,7 +38,7 @@ from transport.quic import QuicLink
 logger = logging.getLogger("shoal.relay")
 
 DEFAULT_LISTEN: Final = Address("0.0.0.0", 22072)  # noqa: S104 - members are anywhere
-THREADS_MAX: Final = 8
+MARK_LOOK_S: Final = 60.0
 TOKEN_SIZE: Final = 20  # bytes of randomness
 TOKEN_FILE: Final = "token"  # noqa: S105 - a file's name
 
@@ -80,12 +82,21 @@ async def _run(options: RelayOptions, ready: Callable[[RelayReady], None]) -> No
     random, clock = SystemRandom(), SystemClock()
     identity = load_or_create(str(home.identity_path), random.bytes)
     token, made = _token(home, random.bytes)
-    storage = SqliteStorage(options.home, TrioThreads(THREADS_MAX), random)
+    threads = TrioThreads(THREADS_MAX)
+    storage = SqliteStorage(options.home, threads, random)
     policy = Policy(options.policy, token, options.owners)
     link = QuicLink(identity, options.listen)
     time = RelayClock(options.home, clock)
+    mark = options.home / COPIED_MARK
     relay = Relay(
-        link, identity, storage, clock, policy=policy, limits=options.limits, time_s=time.now_s
+        link,
+        identity,
+        storage,
+        clock,
+        policy=policy,
+        limits=options.limits,
+        time_s=time.now_s,
+        is_copy=mark.exists(),
     )
     storage.on_lost = relay.lost
     upkeep = Upkeep(
@@ -96,13 +107,24 @@ async def _run(options: RelayOptions, ready: Callable[[RelayReady], None]) -> No
             nursery.start_soon(_until_stopped, nursery.cancel_scope)
             await _listen(nursery, relay, options.listen)
             stats = Stats(relay, storage, identity.device)
-            await nursery.start(serve_stats, stats, options.home, options.metrics)
+            routes = Admin(storage, threads, options.home).routes()
+            await nursery.start(serve_stats, stats, options.home, options.metrics, routes)
             nursery.start_soon(upkeep.serve, time)
+            nursery.start_soon(_forget_mark, relay, threads, mark)
             told = token if made and options.policy is PolicyKind.TOKEN else ""
             where = str(link.address)
             ready(RelayReady(identity.device.text, where, options.policy.value, told))
     finally:
         storage.close()
+
+
+async def _forget_mark(relay: Relay, threads: Threads, mark: Path) -> None:
+    """A copy (`node.relay.backup`) is one until members have shown where its own logs end."""
+    while True:
+        if all(hosted.own_log_known for hosted in relay.folders.values()):
+            break
+        await trio.sleep(MARK_LOOK_S)
+    await threads.run(mark.unlink, True)
 
 
 async def _listen(nursery: trio.Nursery, relay: Relay, listen: Address) -> None:

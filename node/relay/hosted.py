@@ -61,6 +61,7 @@ class HostedFolder:
         self.deposited = Bell()  # rings when blocks came or went
         self.gone = Bell()  # rings when stored blocks are there no more: damaged, or collected
         self.usage = Usage()
+        self.own_log_known = True  # False for a copy: we may have written more than is here
         self.full = ""  # why tree entries are not taken any more
         self.fullness = Bell()  # rings when `full` changes
         self._storage = storage
@@ -108,6 +109,12 @@ class HostedFolder:
         """Look up what the folder takes."""
         self.usage = await self._storage.usage(self.id)
         return self.usage
+
+    def member_has(self, have: VersionVector) -> None:
+        """A member told what it has: is the end of our own log here the end?"""
+        own = self._identity.device
+        if have[own] == self.have[own] and have.dominates(self.have):
+            self.own_log_known = True
 
     async def drop(self, blocks: Sequence[BlockId], have: VersionVector, *, now_s: int) -> int:
         """Note that nothing up to `have` needs these blocks; returns how many were here.

@@ -45,6 +45,10 @@ async def serve_join(
         code = _CODES.get(state, CloseCode.NOT_A_MEMBER)
         await stream.send_all(encode(Refused(int(code), plain_reason(str(error)))))
         return False
+    if hosted.roster.role(join.op.device) is None and not hosted.own_log_known:
+        reason = "the relay was restored from a backup and waits for a member; try again later"
+        await stream.send_all(encode(Refused(int(CloseCode.TOO_BUSY), reason)))
+        return False
     if hosted.roster.role(join.op.device) is None:
         await hosted.write_roster([join.op])
         logger.info("admitted device %s", join.op.device.short)

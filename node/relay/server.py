@@ -78,8 +78,13 @@ class Relay:
         policy: Policy,
         limits: Limits,
         time_s: Callable[[], int] | None = None,
+        is_copy: bool = False,
     ) -> None:
-        """Args: `time_s` is the clock of grace periods (`node.relay.upkeep`)."""
+        """Args:
+        time_s: The clock of grace periods (`node.relay.upkeep`).
+        is_copy: The storage may be older than what members have seen (`node.relay.backup`).
+        """
+        self._is_copy = is_copy
         self._time_s = time_s or (lambda: clock.wall_ns() // 10**9)
         self.counters = Counters()
         self.folders: dict[FolderId, HostedFolder] = {}
@@ -109,6 +114,7 @@ class Relay:
         stored = await self._storage.load(folder)
         hosted = HostedFolder(stored, self._storage, self._identity, self._limits, self.counters)
         await hosted.refresh_usage()
+        hosted.own_log_known = not self._is_copy
         self.folders[folder] = hosted
         assert self._nursery is not None
         self._nursery.start_soon(self._watch_roster, hosted)

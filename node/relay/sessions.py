@@ -58,6 +58,7 @@ class ControlSession:
         self._outbox: deque[Message] = deque()  # bounded by the session's windows
         self._posted = Bell()
         self._lock = trio.Lock()
+        self._told = EMPTY  # what the member has
         self._known: dict[tuple[DeviceId, int], bytes] = {}
         self._session = FolderSession(
             hosted.id,
@@ -140,13 +141,15 @@ class ControlSession:
                     queue.extend(self._session.send_entries(rows))
                 case Deliver(entries=entries):
                     await self._hosted.receive(entries)
+                    self._hosted.member_has(self._told)
                     hosted = self._hosted
                     settled = len(entries)
                     queue.extend(
                         self._session.advanced(hosted.have, EMPTY, hosted.heads, settled=settled)
                     )
-                case PeerState():
-                    pass
+                case PeerState(have=have):
+                    self._told = have
+                    self._hosted.member_has(have)
                 case Diverged(device=device, seq=seq):
                     logger.warning("device %s has two entries %d: a fork", device.short, seq)
                     queue.extend(await self._evidence(device, seq))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import trio
@@ -100,10 +100,11 @@ async def serve_stats(
     stats: Stats,
     home: Path,
     metrics: Address | None,
+    more: Sequence[Route],
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer until cancelled. Call it with the home's lock held.
+    """Answer until cancelled, on the socket with `more` too. Call it with the home's lock held.
 
     Raises:
         WorldError: an address cannot be listened on.
@@ -122,11 +123,12 @@ async def serve_stats(
         with unix:
             async with trio.open_nursery() as nursery:
                 unix.listen(BACKLOG)
-                nursery.start_soon(serve_app, unix, Starlette(routes=[Route("/stats", show)]))
+                routes = [Route("/stats", show), *more]
+                nursery.start_soon(serve_app, unix, Starlette(routes=routes))
                 if tcp is not None:
                     tcp.listen(BACKLOG)
-                    routes = [Route("/metrics", measure)]
-                    nursery.start_soon(serve_app, tcp, Starlette(routes=routes))
+                    public = [Route("/metrics", measure)]
+                    nursery.start_soon(serve_app, tcp, Starlette(routes=public))
                 address.save(home)
                 task_status.started()
     finally:

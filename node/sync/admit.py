@@ -187,6 +187,10 @@ async def _receive_roster(receive: object) -> list[bytes]:
                         return entries
                 case Refused(code=CloseCode.NOT_A_MEMBER, reason=reason):
                     raise DialError(reason, CloseCode.NOT_A_MEMBER)
+                case Refused(code=CloseCode.TOO_BUSY, reason=reason):
+                    raise InvitationError(
+                        f"the invitation was not accepted now: {reason}. Nothing was changed."
+                    )
                 case Refused(reason=reason):
                     raise InvitationError(
                         f"the invitation was not accepted: {reason}. Nothing was changed; ask for "

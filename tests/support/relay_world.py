@@ -145,6 +145,7 @@ class RelayHost:
         self.limits = limits or Limits()
         self.policy = Policy(PolicyKind.OPEN)
         self.relay: Relay
+        self.is_copy = False  # restored from a backup
         self.time_s = 1_000  # on the clock of its grace periods
 
     @contextlib.asynccontextmanager
@@ -159,6 +160,7 @@ class RelayHost:
             policy=self.policy,
             limits=self.limits,
             time_s=lambda: self.time_s,
+            is_copy=self.is_copy,
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(self.relay.serve)

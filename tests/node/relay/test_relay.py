@@ -312,6 +312,55 @@ async def test_an_invitation_through_a_relay(autojump_clock: trio.testing.MockCl
         assert counters.joins_refused_total >= 3
 
 
+async def test_a_restored_relay_admits_nobody_before_a_member_came(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It cannot know whether it had admitted somebody since: a second entry would be a fork."""
+    world = World(1)
+    (anna,) = world.members
+    relay = RelayHost(world, 1)
+    invitation = _Invitation(world)(b"invited." * 4)
+    key = Identity.from_seed(invitation.secret)
+    link = world.network.link(key)
+    first, second = (Identity.from_seed(bytes([n]) * 32) for n in (41, 42))
+    async with relay.awake():
+        await world.introduce(relay)
+        async with anna.awake():
+            folder = anna.engine.folder
+            op = invite_op(
+                folder.roster,
+                folder.keys,
+                key.device,
+                role=Role.EDITOR,
+                uses=2,
+                expires_s=world.clock.now_ns // 10**9 + 10_000,
+                seed=world.noise.randbytes(32),
+            )
+            folder.commit_roster([op])
+            await anna.held_by(2)
+            backup = copy.deepcopy(relay.storage)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(link.serve, lambda _: None, _nothing)
+                await ask_to_join(link, relay.address, invitation, first, "one")  # type: ignore[arg-type]
+                await anna.until(lambda: folder.roster.role(first.device))
+                nursery.cancel_scope.cancel()
+    relay.storage, relay.is_copy = backup, True
+    link = world.network.link(key)
+    async with relay.awake(), trio.open_nursery() as nursery:
+        await nursery.start(link.serve, lambda _: None, _nothing)
+        with pytest.raises(InvitationError, match="waits for a member"):
+            await ask_to_join(link, relay.address, invitation, second, "two")  # type: ignore[arg-type]
+        async with anna.awake():
+            await anna.held_by(2)
+            hosted = relay.relay.folders[world.folder]
+            while not hosted.own_log_known:
+                await trio.sleep(1)
+            await ask_to_join(link, relay.address, invitation, second, "two")  # type: ignore[arg-type]
+            await anna.until(lambda: anna.engine.folder.roster.role(second.device))
+            assert relay.relay.counters.forks_total == 0
+        nursery.cancel_scope.cancel()
+
+
 class _Invitation:
     """What `ask_to_join` needs of one."""
 

@@ -45,6 +45,7 @@ KEEP_S_MIN: Final = Policy().all_s  # whatever this device keeps itself, a relay
 CANDIDATES_MAX: Final = 100_000  # blocks in one look: 10 MB; the next look goes on
 WINDOW_ITEMS: Final = 1_000  # files looked up together
 _FIRST: Final = ItemId(bytes(16))
+_LAST: Final = b"\xff" * 32  # no block's id comes after it
 
 
 class Dropper:
@@ -112,6 +113,9 @@ class Dropper:
         drops = list(self._drops(sorted(ripe & left)))
         for drop in drops:
             await stream.send(drop)
+        if drops:  # it answers in order, so it has dealt with them; closing would take them back
+            await stream.send(List(_LAST))
+            await stream.next()
         count = sum(len(drop.blocks) for drop in drops)
         if count:
             logger.info("told relay %s that %d blocks may go", self._relay.short, count)

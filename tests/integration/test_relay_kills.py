@@ -23,8 +23,8 @@ from tests.support.relay_churn import FOLDER, deposit
 from tests.support.relays import RelayProcess, add
 from tests.support.trees import pause, snapshot, wait_until_equal
 
-STORAGE_KILLS = int(os.environ.get("SHOAL_RELAY_KILLS", "4"))
-PROCESS_KILLS = int(os.environ.get("SHOAL_RELAY_KILLS", "3"))
+STORAGE_KILLS = int(os.environ.get("SHOAL_RELAY_KILLS", "3"))
+PROCESS_KILLS = int(os.environ.get("SHOAL_RELAY_KILLS", "2"))
 SEED = 20_261_122
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(max(240, 30 * PROCESS_KILLS))]

@@ -1,11 +1,12 @@
 """Keeps a peer to its credit: what it asked for on one block stream and has not got yet.
 
-Sans-IO. Answer one block at a time, in order, and let the stream's back-pressure set the pace: then
-the memory taken is one block's, whatever the peer asks for.
+Sans-IO. Answer a few blocks at a time, in order, and let the stream's back-pressure set the pace:
+then the memory taken is theirs, whatever the peer asks for.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 
 from crdt.errors import PeerError
@@ -30,6 +31,11 @@ class Supplier:
         """The request and block to answer now, with `Block` or `Missing`, then call `answered`."""
         return self._owed[0] if self._owed else None
 
-    def answered(self) -> None:
-        """The answer has been given to the stream, all of it."""
-        self._owed.popleft()
+    def first(self, count: int) -> list[tuple[int, BlockId]]:
+        """Like `next`: up to `count` that are owed, in order."""
+        return list(itertools.islice(self._owed, count))
+
+    def answered(self, count: int = 1) -> None:
+        """The answers to the first `count` have been given to the stream, all of them."""
+        for _ in range(count):
+            self._owed.popleft()

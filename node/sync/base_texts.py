@@ -48,6 +48,10 @@ CREATE TABLE IF NOT EXISTS texts (
 """
 
 
+_Place = tuple[bytes, str, list[tuple[BlockRef, int]]]
+"""A version's digest, where it lies, and its blocks with their offsets."""
+
+
 class BaseTexts:
     """The cache of one folder."""
 
@@ -128,7 +132,7 @@ class BaseTexts:
 
     async def keep_some(self) -> None:
         """Keep one batch of what is to be kept."""
-        batch: list[tuple[bytes, str, list[tuple[BlockRef, int]]]] = []
+        batch: list[_Place] = []
         size = 0
         while self._folder.unkept and size < BATCH_SIZE:
             item = self._folder.unkept.pop()
@@ -140,11 +144,7 @@ class BaseTexts:
                 batch.append((row.digest, path, blocks))
                 size += row.size
         key = self._folder.block_key
-        found = [
-            (digest, await self._threads.run(_read, self._fs, path, key, blocks))
-            for digest, path, blocks in batch
-        ]
-        self._put([(digest, data) for digest, data in found if data is not None])
+        self._put(await self._threads.run(_read_all, self._fs, key, batch))
 
     def _has(self, digest: bytes) -> bool:
         row = self._db.execute("SELECT 1 FROM texts WHERE digest = ?", (digest,)).fetchone()
@@ -177,6 +177,12 @@ def _connect(path: Path | None) -> sqlite3.Connection:
         db.close()
         raise sqlite3.DatabaseError(verdict)
     return db
+
+
+def _read_all(fs: FileSystem, key: bytes, batch: list[_Place]) -> list[tuple[bytes, bytes]]:
+    """The texts among them, compressed, each with its digest."""
+    found = ((digest, _read(fs, path, key, blocks)) for digest, path, blocks in batch)
+    return [(digest, data) for digest, data in found if data is not None]
 
 
 def _read(

@@ -5,14 +5,14 @@ connected peers. To
 each peer go two block streams, one for small transfers, one for bulk, so that the small never wait
 behind the large. A block that does not open or is not what its id says costs the peer its
 connection and is asked of another one. Serving reads people's files block by block, verifies and
-seals; one block is in memory for each stream, however much the peer asks for.
+seals; SERVE_SIZE bytes or one block are in memory for each stream, however much the peer asks for.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -50,7 +50,19 @@ from transport.supply import Supplier
 logger = logging.getLogger("shoal.blocks")
 
 LOCATE_TIMEOUT_S: Final = 3.0  # for all answers of one peer: a person waits for them
+SERVE_SIZE: Final = 256 * 1024  # bytes of small blocks that are read in one visit to a thread
+SERVE_BLOCKS: Final = 64
 QUESTIONS_MAX: Final = 64  # `Locate`s that a peer may have outstanding on one stream
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a block should be: in this file of this item."""
+
+    item: ItemId
+    path: str
+    ref: BlockRef
+    offset: int
 
 
 @dataclass(slots=True)
@@ -315,9 +327,10 @@ class BlockExchange:
             while True:
                 while questions:
                     await stream.send_all(encode(self._locate(questions.popleft())))
-                while (owed := supplier.next()) is not None:
-                    await stream.send_all(encode(await self._answer(peer, *owed)))
-                    supplier.answered()
+                while owed := supplier.first(SERVE_BLOCKS):
+                    answers = await self._answers(peer, owed)
+                    await stream.send_all(b"".join(map(encode, answers)))
+                    supplier.answered(len(answers))
                 seen = await asked.wait_past(seen)
 
     def _locate(self, question: Locate) -> Located:
@@ -332,10 +345,55 @@ class BlockExchange:
             or locations.node(block) is not None
         )
 
-    async def _answer(self, peer: DeviceId, request: int, block: BlockId) -> Message:
+    async def _answers(self, peer: DeviceId, owed: Sequence[tuple[int, BlockId]]) -> list[Message]:
+        """The answers to the first few, as many as are small enough for one visit to a thread."""
         role = self._folder.roster.role(peer)
-        sealed = await self.sealed(block) if role is not None and role.reads else None
-        return Missing(request, (block,)) if sealed is None else Block(request, block, sealed)
+        if role is None or not role.reads:
+            return [Missing(request, (block,)) for request, block in owed]
+        places: dict[BlockId, _Place] = {}
+        size = 0
+        for count, (_, block) in enumerate(owed):
+            place = next(self._places(block), None)
+            if place is None:
+                continue
+            size += place.ref.length
+            if places and size > SERVE_SIZE:
+                owed = owed[:count]
+                break
+            places[block] = place
+        found = await self._read_sealed(list(places.values()))
+        answers: list[Message] = []
+        for request, block in owed:
+            sealed = found.get(block) or await self.sealed(block)
+            answers.append(
+                Missing(request, (block,)) if sealed is None else Block(request, block, sealed)
+            )
+        return answers
+
+    def _places(self, block: BlockId) -> Iterator[_Place]:
+        """The files that hold a block, by the index."""
+        for at in self._folder.locations.find(block):
+            path = self._folder.disk.path(at.item)
+            if path is not None:
+                yield _Place(at.item, path, BlockRef(block, at.length), at.offset)
+
+    async def _read_sealed(self, places: list[_Place]) -> dict[BlockId, bytes]:
+        """The blocks that are where they should be, verified, and sealed under the newest key."""
+        folder = self._folder
+        if folder.keys.current is None or not places:
+            return {}
+        key = folder.keys.epoch(folder.keys.current)
+        nonces = [folder.random.bytes(24) for _ in places]
+        sealed = await self._threads.run(
+            _read_sealed, self._fs, folder.block_key, places, key, nonces
+        )
+        found: dict[BlockId, bytes] = {}
+        for place, data in zip(places, sealed, strict=True):
+            if data is None:
+                self.on_mismatch(place.item)
+            else:
+                found[place.ref.block] = data
+        return found
 
     async def sealed(self, block: BlockId) -> bytes | None:
         """A block of this disk, verified and sealed under the newest key; None if it is not here,
@@ -348,18 +406,9 @@ class BlockExchange:
         node = folder.locations.node(block)
         if node is not None:
             return seal_block(key, block, node, nonce=folder.random.bytes(24))
-        for place in folder.locations.find(block):
-            path = folder.disk.path(place.item)
-            if path is None:
-                continue
-            ref = BlockRef(block, place.length)
-            nonce = folder.random.bytes(24)
-            found = await self._threads.run(
-                _read_sealed, self._fs, path, folder.block_key, ref, place.offset, key, nonce
-            )
-            if found is not None:
-                return found
-            self.on_mismatch(place.item)
+        for place in self._places(block):
+            if found := await self._read_sealed([place]):
+                return found[block]
         data = await self._sealed.read(block)
         if data is None:
             return None
@@ -390,13 +439,10 @@ def _read(fs: FileSystem, path: str, key: bytes, ref: BlockRef, offset: int) -> 
 
 
 def _read_sealed(
-    fs: FileSystem,
-    path: str,
-    id_key: bytes,
-    ref: BlockRef,
-    offset: int,
-    key: EpochKey,
-    nonce: bytes,
-) -> bytes | None:
-    data = _read(fs, path, id_key, ref, offset)
-    return None if data is None else seal_block(key, ref.block, data, nonce=nonce)
+    fs: FileSystem, id_key: bytes, places: list[_Place], key: EpochKey, nonces: list[bytes]
+) -> list[bytes | None]:
+    sealed: list[bytes | None] = []
+    for place, nonce in zip(places, nonces, strict=True):
+        data = _read(fs, place.path, id_key, place.ref, place.offset)
+        sealed.append(None if data is None else seal_block(key, place.ref.block, data, nonce=nonce))
+    return sealed

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -50,7 +51,7 @@ from node.sync.connections import Connections
 from node.sync.engine import FolderEngine
 from node.sync.spoken import RENDEZVOUS
 from transport.address import Address
-from transport.identity import Identity, load_or_create
+from transport.identity import Identity, load_or_create, nobody_to_ask
 from transport.link import CloseCode, DialError
 from transport.quic import QuicLink
 
@@ -135,16 +136,28 @@ class Node:
         root.setLevel(logging.INFO)
         try:
             self.home.lock()
-            self.identity = load_or_create(str(self.home.identity_path), self.random.bytes)
+            ask = self.options.passphrase or nobody_to_ask
+            self.identity = load_or_create(str(self.home.identity_path), self.random.bytes, ask)
+            exposed = self.home.close_to_others()
             known = check_directory(self.options.directory, self.home)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_stopped, nursery.cancel_scope)
                 await self._start(nursery, ticket, known)
+                for path in exposed:
+                    self._warn_exposed(path)
         finally:
             self.events.close()
             for folder in self.folders.values():
                 folder.close()
             root.removeHandler(self.log)
+
+    def _warn_exposed(self, path: Path) -> None:
+        for folder in self.folders.values():
+            folder.engine.warn(
+                "",
+                f"{path} could be read by other users of this machine; now it cannot. If somebody "
+                "may have copied it, remove this device and join again with another home.",
+            )
 
     async def _until_stopped(self, scope: trio.CancelScope) -> None:
         async def wait_for_signal() -> None:
@@ -343,7 +356,7 @@ class Node:
             self._engines,
             connections,
             nursery,
-            save_roster=lambda entries: self.home.save_roster(config.folder, entries),
+            save_roster=partial(self._save_roster, opened),
         )
 
         nursery.start_soon(
@@ -354,6 +367,14 @@ class Node:
                 wanted=lambda: bool(self.events.listeners or self.hook.command),
             )
         )
+
+    def _save_roster(self, opened: OpenFolder, entries: Sequence[bytes]) -> None:
+        config = opened.config
+        self.home.save_roster(config.folder, entries)
+        if config.invitation_seed is not None and opened.engine.folder.opens_all_itself():
+            # A secret that nobody needs any more is one that nobody can steal.
+            opened.config = replace(config, invitation_seed=None)
+            self.home.save(opened.config)
 
     def _tell(self, engine: FolderEngine, deeds: list[Deed]) -> None:
         """New deeds, for whoever listens; the hook hears what others did."""

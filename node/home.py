@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,25 @@ class Home:
     def identity_path(self) -> Path:
         """Where the device's key lies."""
         return self.path / "identity"
+
+    def close_to_others(self) -> list[Path]:
+        """Take what is secret from other users of this machine, where its modes let them have it.
+
+        Returns: the files that they could read so far. A file that cannot be changed is named too.
+        """
+        exposed = []
+        secret = [self.identity_path, *self.path.glob("folders/*/config")]
+        for path in (*secret, *self.path.glob("folders/*")):
+            try:
+                mode = stat.S_IMODE(path.stat().st_mode)
+                if mode & 0o077:
+                    path.chmod(mode & 0o700)
+                    exposed += [path] if path in secret else []
+            except FileNotFoundError:
+                continue
+            except OSError:
+                exposed.append(path)
+        return exposed
 
     def lock(self) -> None:
         """Keep other nodes out until the process ends.

@@ -28,6 +28,7 @@ EXIT_CODES: Final = {
     15: "The address to listen on is in use.",
     16: "The relay does not take the folder, or cannot be reached.",
     20: "Stored data is damaged, such as the identity file. It was left as it is.",
+    21: "The passphrase of this device's key is wrong or missing, or no good as a new one.",
     30: "The machine refused: disk full, permission denied, no such address.",
     31: "The node runs but did not answer in time.",
     INTERRUPTED: "Interrupted.",

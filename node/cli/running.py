@@ -13,6 +13,7 @@ import click
 from crdt.errors import CallerError
 from crdt.roster_ops import check_device_name
 from node.cli.common import Invocation
+from node.cli.secrets import asking, passphrase_file_option
 from node.control.options import UpOptions
 from transport.address import Address
 
@@ -22,6 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def node_options(function: F) -> F:
     """The options that `up` and `join` have in common."""
     options = [
+        passphrase_file_option,
         click.option("--listen", metavar="HOST:PORT", help="Listen here and nowhere else."),
         click.option("--peer", "peers", metavar="HOST:PORT", multiple=True,
                      help="Where another device can be reached; may be repeated."),
@@ -47,6 +49,7 @@ def up_options(
     no_merge: bool,
     name: str | None,
     verbose: bool,
+    passphrase_file: Path | None,
 ) -> UpOptions:
     """Check what was given on the command line.
 
@@ -64,6 +67,7 @@ def up_options(
         peers=tuple(_peer(text) for text in peers),
         lan=not no_lan,
         no_merge=no_merge,
+        passphrase=asking(passphrase_file),
     )
 
 

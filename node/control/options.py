@@ -10,7 +10,8 @@ They return after a clean stop (SIGINT, SIGTERM or `shutdown`) and raise `ShoalE
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +25,8 @@ class UpOptions:
 
     `home` and `directory` are absolute. `listen` is None when nobody asked for an address: then a
     port that is taken is no error, another one is chosen. `name` is this device's, for people.
-    `no_merge` writes into the folder that nothing in it is to be merged.
+    `no_merge` writes into the folder that nothing in it is to be merged. `passphrase` asks for that
+    of the device's key, if it is under one.
     """
 
     home: Path
@@ -34,6 +36,7 @@ class UpOptions:
     peers: tuple[Address, ...] = ()
     lan: bool = True
     no_merge: bool = False
+    passphrase: Callable[[], str] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,11 @@ class Folder:
         """True when all that we know of the roster lies in our log: we may write to it."""
         return self._roster_is_held
 
+    def opens_all_itself(self) -> bool:
+        """True when the invitation's secret opens nothing that our own key does not."""
+        own = self.roster.keys(self.identity.seed)
+        return self._roster_is_held and own.epochs.keys() >= self.roster.epochs.keys()
+
     def name_of(self, device: DeviceId) -> str:
         """What people call a device that is or was in the roster."""
         known = self.roster.members.get(device) or self.roster.removed.get(device)

@@ -257,6 +257,7 @@ class SqliteStorage:
         def insert(db: sqlite3.Connection) -> Place:
             place = tables.place(db, number)
             known = tables.dropped_of(db, number, [one.block for one in deposits])
+            tables.undrop(db, number, [block for block, at in known.items() if at is not None])
             new = list({one.block: one for one in deposits if one.block not in known}.values())
             if not new:
                 return place

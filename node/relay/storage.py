@@ -143,7 +143,8 @@ class Storage(Protocol):
         ...
 
     async def put(self, folder: FolderId, deposits: Sequence[Deposit]) -> Place:
-        """Store deposits, those that are not here yet; all or none of what is new.
+        """Store deposits, those that are not here yet; all or none of what is new. A drop of one
+        that is here is undone.
 
         Raises:
             StorageFullError: no room.

@@ -249,6 +249,17 @@ async def test_what_was_dropped_goes_after_the_grace_period(kind: Kind, anna: Pe
     assert await kind.storage.get(anna.folder, deposits[9].block) == deposits[9]
 
 
+async def test_what_is_put_again_is_dropped_no_more(kind: Kind, anna: Person) -> None:
+    storage = await hosted(kind, anna)
+    one, two = deposit(anna, 1), deposit(anna, 2)
+    await storage.put(anna.folder, [one, two])
+    await storage.drop(anna.folder, [one.block, two.block], now_s=0)
+    await storage.put(anna.folder, [one])
+    assert await storage.collect(before_s=0) == {anna.folder: 1}
+    assert await storage.get(anna.folder, one.block) == one
+    assert await storage.get(anna.folder, two.block) is None
+
+
 async def test_a_folder_waits_until_collecting_is_worth_it(kind: Kind, anna: Person) -> None:
     storage = await hosted(kind, anna)
     deposits = [deposit(anna, number) for number in range(130)]

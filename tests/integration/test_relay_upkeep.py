@@ -6,10 +6,12 @@ import contextlib
 import os
 import random
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from node.relay.backup import COPIED_MARK
@@ -32,6 +34,13 @@ def warned(device: Device, words: str) -> bool:
     return any(words in one["message"] for one in device.folder()["warnings"])
 
 
+def free_tcp_address() -> str:
+    """HOST:PORT on loopback that nobody listens on right now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
 def wait_until(what: Callable[[], object]) -> None:
     """Ask until it is so; the test's own time limit is the only one."""
     while not what():
@@ -50,9 +59,9 @@ def rot(relay: RelayProcess) -> None:
 
 
 def test_yesterdays_backup_and_rotten_packs(tmp_path: Path) -> None:
-    backup = tmp_path / "backup"
+    backup, metrics = tmp_path / "backup", free_tcp_address()
     with (
-        RelayProcess(tmp_path, "relay") as relay,
+        RelayProcess(tmp_path, "relay", options=("--metrics", metrics)) as relay,
         on_loopback(tmp_path, "anna") as anna,
         on_loopback(tmp_path, "ben") as ben,
     ):
@@ -69,6 +78,10 @@ def test_yesterdays_backup_and_rotten_packs(tmp_path: Path) -> None:
         (anna.directory / "new.txt").write_text("after the backup\n")
         anna.wait(devices=2)
         blocks = relay.only_folder()["blocks"]
+        told = httpx.get(f"http://{metrics}/metrics", trust_env=False).text.splitlines()
+        assert f"shoal_relay_blocks_stored_total {blocks}" in told
+        assert "# TYPE shoal_relay_blocks_scrubbed_total counter" in told
+        assert [line for line in told if line.startswith("shoal_relay_folder_blocks{")]
         relay.kill()
 
         shutil.rmtree(relay.home)

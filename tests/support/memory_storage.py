@@ -95,6 +95,7 @@ class MemoryStorage:
     async def put(self, folder: FolderId, deposits: Sequence[Deposit]) -> Place:
         found = self._folders[folder]
         for one in deposits:
+            found.dropped.pop(one.block, None)
             if one.block not in found.blocks:
                 place = found.place
                 mark = blake3.blake3(place.mark + one.block + one.digest).digest(MARK_SIZE)

@@ -26,7 +26,7 @@ from crdt.deposit import sealed_hash, sign_deposit
 from crdt.errors import PeerError
 from crdt.ids import BlockId, ItemId
 from crdt.slot import Content
-from node.blocks.manifest import ManifestError, blocks_and_nodes
+from node.blocks.manifest import ManifestError, Walk, blocks_and_nodes
 from node.index.relays import Deposited, Relays
 from node.sync.audit import relay_keeps_its_word
 from node.sync.deposit_stream import DepositStream, StreamOverError
@@ -43,6 +43,7 @@ STREAMS: Final = 3  # batches on their way at once: one is read, one travels, on
 BATCH_SIZE_MAX: Final = 4 * 1024 * 1024  # bytes of plaintext in one batch, or one larger block
 WINDOW_ITEMS: Final = 1_000  # files looked at together, and sorted by size
 ENTRIES_FIRST_S: Final = 10.0  # how long blocks wait for the entries that name them
+LIST_TIMEOUT_S: Final = 30.0  # for a file's list of blocks from others
 AGAIN_S: Final = 30.0  # before files whose blocks we could not bring are tried again
 FULL_AGAIN_S: Final = 300.0  # before a full relay is asked again
 _LAST: Final = ItemId(b"\xff" * 16)  # sorts after every item of a revision
@@ -197,6 +198,8 @@ class Depositor:
     async def _offer(self, file: _File, batches: trio.MemorySendChannel[_Batch]) -> None:
         try:
             assert file.content.manifest is not None
+            if self._folder.hides(file.item):
+                await self._bring_list(file.content)
             node = self._folder.locations.node
             for ref in blocks_and_nodes(file.content.manifest, file.content.size, node):
                 block, size, batch = ref.block, ref.length, self._batch
@@ -212,6 +215,23 @@ class Depositor:
                     batch.size += size
         except (KeyError, ManifestError):
             file.failed = True  # its list of blocks has not reached this device
+
+    async def _bring_list(self, content: Content) -> None:
+        """Fetch the list of a file that does not live here; nobody else asks for it. What is not
+        to be had now stays out.
+        """
+        assert content.manifest is not None
+        locations, walk = self._folder.locations, Walk(content.manifest, content.size)
+        with trio.move_on_after(LIST_TIMEOUT_S):
+            while (wanted := walk.wants()) is not None:
+                data = locations.node(wanted.block)
+                if data is None:
+                    data = await self._engine.blocks.node(wanted)
+                    with self._folder.transaction():
+                        locations.put_nodes({wanted.block: data})
+                walk.feed(data)
+                for _ in walk.blocks():
+                    pass
 
     async def _flush(self, batches: trio.MemorySendChannel[_Batch]) -> None:
         batch, self._batch = self._batch, _Batch()

@@ -15,6 +15,7 @@ from crdt.roster_ops import Role
 from crdt.version_vector import VersionVector
 from node.relay.limits import Limits
 from node.relay.policy import Policy, PolicyKind
+from node.selecting import choose
 from node.sync.admit import InvitationError, ask_to_join
 from node.sync.relays import RelayError
 from tests.support.hostile_relay import HostileRelay, Words
@@ -428,3 +429,28 @@ async def test_a_relay_without_the_roster_turns_members_away_for_a_while(
             ben.write("by ben.txt", b"ben")
             await ben.held_by(2)
             assert "does not serve this folder" not in ben.warnings
+
+
+async def test_a_device_on_which_a_part_lives_knows_what_a_relay_holds(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = World(2)
+    anna, ben = world.members
+    relay = RelayHost(world, 1)
+    async with relay.awake():
+        await world.introduce(relay)
+        async with anna.awake():
+            anna.fs.mkdir("big")
+            anna.write("big/first.txt", b"first")
+            await anna.held_by(2)
+            async with ben.awake():
+                await ben.until(lambda: "big/first.txt" in ben.tree())
+                await ben.held_by(2)
+                choose(ben.engine, "big", lives_here=False)
+                await ben.until(lambda: "big/first.txt" not in ben.tree())
+            anna.write("big/large.bin", world.noise.randbytes(3_000_000))
+            await anna.held_by(2)
+        async with ben.awake():
+            await ben.until(lambda: ben.engine.folder.tree.resolve("big/large.bin"))
+            await ben.held_by(2)
+            assert "big/large.bin" not in ben.tree()

@@ -13,7 +13,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install up demo test test-impaired test-kills test-races test-editors test-fast simulate format lock clean
-.PHONY: test-crashes test-meetings power-cuts
+.PHONY: test-crashes test-meetings power-cuts test-plans fuzz
 .PHONY: bench bench-quick relay-kills
 .PHONY: check check-format check-lint check-types check-imports
 
@@ -30,6 +30,8 @@ help:
 	@echo 'make test-editors     how editors, git and SQLite save, ten times as long as in `make test`'
 	@echo 'make check            format, lint, types, imports, style, fast tests'
 	@echo 'make simulate         SEEDS=200 simulated worlds, or SEED=n: one, with its trace'
+	@echo 'make fuzz             hostile inputs for every decoder, SECONDS=60 of them'
+	@echo 'make test-plans       random trees and histories, planned and carried out, SECONDS=60 of them'
 	@echo 'make demo             two devices on this machine, a file going across'
 	@echo 'make bench            Shoal beside Syncthing, rsync and Unison (root; an hour)'
 	@echo 'make bench-quick      the same with less data (under 3 minutes)'
@@ -81,6 +83,12 @@ test-editors: $(STAMP)
 
 simulate: $(STAMP)
 	@$(BIN)/python -m simulations $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200))
+
+fuzz: $(STAMP)
+	@$(BIN)/python -m tests.fuzz $(or $(SECONDS),60) $(SEED)
+
+test-plans: $(STAMP)
+	@$(BIN)/python -m tests.plans $(or $(SECONDS),60) $(SEED)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -q $(PARALLEL) -m 'not slow and not races' $(TESTS)

@@ -5,15 +5,21 @@ bytes, list and dict with str keys exist; no floats, no extensions. Decoding che
 then msgpack's own limits, then that encoding the result again gives the very same bytes: that
 alone rules out duplicate keys, unsorted keys, over-long integers and trailing bytes (FACTS:
 msgpack accepts duplicate keys).
+
+A byte can stand for an empty list, which takes 64 bytes of memory and a microsecond, so the number
+of values is bounded as well as the size.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgpack
 
-ITEMS_MAX: Final = 65_536  # elements of one list or map; real ones stay in the low thousands
+T = TypeVar("T", list[Any], dict[str, Any])
+
+ITEMS_MAX: Final = 8_192  # elements of one list or map; real ones stay in the low thousands
+VALUES_MAX: Final = 262_144  # lists, maps and their elements; 1,000 new files hold 34,000
 DEPTH_MAX: Final = 16  # nesting; the deepest real value, an entry's slot writes, uses 7
 
 _SCALARS: Final = (bytes, int, str)  # bool is an int; ids are bytes
@@ -26,17 +32,20 @@ def pack(value: object) -> bytes:
     return packed
 
 
-def unpack(data: bytes, *, size_max: int) -> Any:
+def unpack(data: bytes, *, size_max: int, items_max: int = ITEMS_MAX) -> Any:
     """Decode strictly.
 
     Args:
         data: One canonical value and nothing after it.
         size_max: Bytes; checked before anything is decoded.
+        items_max: Elements of one list or map.
     Raises:
         ValueError: too large, malformed, not canonical, or nested too deeply.
     """
     if len(data) > size_max:
         raise ValueError(f"{len(data)} bytes, at most {size_max} are allowed")
+    items_max = min(items_max, len(data))  # room for a list is made before it is read
+    budget = _Budget()
     try:
         value = msgpack.unpackb(
             data,
@@ -44,9 +53,11 @@ def unpack(data: bytes, *, size_max: int) -> Any:
             strict_map_key=True,
             max_str_len=size_max,
             max_bin_len=size_max,
-            max_array_len=min(ITEMS_MAX, size_max),
-            max_map_len=min(ITEMS_MAX, size_max),
+            max_array_len=items_max,
+            max_map_len=items_max,
             max_ext_len=0,
+            list_hook=budget.spend,
+            object_hook=budget.spend,
         )
         canonical = pack(value)
     except (
@@ -60,6 +71,21 @@ def unpack(data: bytes, *, size_max: int) -> Any:
     if canonical != data:
         raise ValueError("not canonical msgpack")
     return value
+
+
+class _Budget:
+    """Counts the values of one message while it is decoded, innermost lists first."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = VALUES_MAX
+
+    def spend(self, container: T) -> T:
+        self._left -= len(container) + 1
+        if self._left < 0:
+            raise ValueError("it holds too many values")
+        return container
 
 
 def _sorted(value: object, depth: int) -> object:

@@ -21,11 +21,11 @@ from typing import Final
 import blake3
 import zstandard
 
-from crdt.codec import pack, unpack
+from crdt.codec import VALUES_MAX, pack, unpack
 from crdt.errors import IntegrityError, PeerError
 from crdt.ids import ROOT, DeviceId, FolderId, ItemId
 from crdt.seal import EpochKey, device_of, open_sealed, pad, seal, sign, unpad, verify
-from crdt.slot import Slot
+from crdt.slot import MANIFEST_TOP_MAX, PLACEMENTS_MAX, Slot
 from crdt.version_vector import COUNTER_MAX, VersionVector
 
 HASH_SIZE: Final = 32
@@ -41,6 +41,13 @@ _HEADER_CONTEXT: Final = "shoal v1 entry header"
 _BODY_CONTEXT: Final = "shoal v1 tree body"
 _STORED, _ZSTD = b"\0", b"\1"  # first byte of an opened body: how the rest is stored
 _ZSTD_LEVEL: Final = 3
+
+
+# What a write counts for in `crdt.codec.VALUES_MAX`, at most: a list counts once for itself and
+# once as an element of another.
+_WRITE_VALUES: Final = 40  # without the following
+_PLACEMENT_VALUES: Final = 5
+_PAIR_VALUES: Final = 4  # of a version vector, or a reference to a block
 
 
 class EntryKind(enum.IntEnum):
@@ -247,6 +254,23 @@ def build(
 Writes = Iterable[tuple[ItemId, Slot]]
 
 
+def writes_max(devices: int) -> int:
+    """So many writes always fit into an entry's `VALUES_MAX`, where `devices` ever wrote to the
+    folder: each slot may name all of them in its version and in what it deleted.
+    """
+    pairs = MANIFEST_TOP_MAX + 2 * devices
+    write = _WRITE_VALUES + _PLACEMENT_VALUES * PLACEMENTS_MAX + _PAIR_VALUES * pairs
+    return min(WRITES_MAX, VALUES_MAX // write)
+
+
+def _values(slot: Slot) -> int:
+    pairs = 0 if slot.deleted is None else len(slot.deleted)
+    if slot.content is not None:
+        manifest = slot.content.manifest
+        pairs += len(slot.content.version) + (0 if manifest is None else len(manifest.blocks))
+    return _WRITE_VALUES + _PLACEMENT_VALUES * len(slot.placements) + _PAIR_VALUES * pairs
+
+
 @dataclass(frozen=True, slots=True)
 class TreeBody:
     """What a tree entry says: its writes, and when its author's clock says that it was written, in
@@ -284,6 +308,8 @@ def seal_writes(
         raise ValueError(f"an entry holds 1 to {WRITES_MAX} writes, got {len(ordered)}")
     if any(slot.counter != seq for _, slot in ordered):
         raise ValueError("a slot's counter is the seq of the entry that writes it")
+    if (values := sum(_values(slot) for _, slot in ordered)) > VALUES_MAX:
+        raise ValueError(f"the writes hold {values} values, at most {VALUES_MAX} are decoded")
     items = [ROOT, *(item for item, _ in ordered)]
     if any(item <= previous for previous, item in pairwise(items)):
         raise ValueError("an entry writes each item once, and never the root")

@@ -21,11 +21,16 @@ from pathlib import Path
 from typing import IO, Final
 
 from crdt.codec import pack, unpack
+from crdt.entry import Entry
 from crdt.errors import CallerError, IntegrityError, WorldError
 from crdt.ids import FolderId
+from crdt.seal import SEED_SIZE
+from node.files.root_marker import RootId
 
 CONFIG_SIZE_MAX: Final = 64 * 1024
 ROSTER_SIZE_MAX: Final = 64 * 1024 * 1024
+ROSTER_ENTRIES_MAX: Final = 65_536
+PORT_MAX: Final = 65_535
 _FORMAT: Final = 1
 
 
@@ -66,10 +71,22 @@ class FolderConfig:
         """Strictly parse `to_bytes`; raises ValueError on anything else."""
         match unpack(data, size_max=CONFIG_SIZE_MAX):
             case [1, bytes(folder), str(path), bytes(marker), seed, list(peers), bool(paused)]:
-                addresses = tuple((str(host), int(port)) for host, port in peers)
-                return cls(FolderId(folder), path, marker, seed, addresses, paused)
+                addresses = tuple(_parse_peer(peer) for peer in peers)
             case _:
                 raise ValueError("not a folder's configuration")
+        if not path or "\0" in path:
+            raise ValueError("it names no directory")
+        if seed is not None and (type(seed) is not bytes or len(seed) != SEED_SIZE):
+            raise ValueError(f"an invitation's seed has {SEED_SIZE} bytes")
+        return cls(FolderId(folder), path, RootId(marker), seed, addresses, paused)
+
+
+def _parse_peer(wire: object) -> tuple[str, int]:
+    match wire:
+        case [str(host), int(port)] if host and host.isprintable() and 0 < port <= PORT_MAX:
+            return host, port
+        case _:
+            raise ValueError("a peer's address is a host and a port")
 
 
 class Home:
@@ -138,12 +155,18 @@ class Home:
         """
         for path in sorted(self.path.glob("folders/*/config")):
             try:
-                yield FolderConfig.from_bytes(path.read_bytes())
+                config = FolderConfig.from_bytes(path.read_bytes())
+                self._check_place(config, path.parent)
             except ValueError as error:
                 raise IntegrityError(
                     f"{path} is damaged ({error}). The folder's files are safe and were not "
                     "touched; move the file away and join the folder again."
                 ) from None
+            yield config
+
+    def _check_place(self, config: FolderConfig, directory: Path) -> None:
+        if self.directory(config.folder) != directory:
+            raise ValueError("it is another folder's")
 
     def directory(self, folder: FolderId) -> Path:
         """Where the folder's configuration and index lie."""
@@ -162,16 +185,23 @@ class Home:
         write_durably(self.directory(folder) / "roster", pack(list(entries)))
 
     def roster(self, folder: FolderId) -> list[bytes]:
-        """The stored roster entries, [] when there are none or they are damaged."""
+        """The stored roster entries, without those that are damaged."""
         try:
             data = (self.directory(folder) / "roster").read_bytes()
-            match unpack(data, size_max=ROSTER_SIZE_MAX):
-                case list(entries) if all(isinstance(entry, bytes) for entry in entries):
-                    return list(entries)
-                case _:
-                    return []
+            entries = unpack(data, size_max=ROSTER_SIZE_MAX, items_max=ROSTER_ENTRIES_MAX)
         except (OSError, ValueError):
             return []
+        return [one for one in entries if _is_sound(one)] if isinstance(entries, list) else []
+
+
+def _is_sound(entry: object) -> bool:
+    """True for an entry that is still what its author signed; nobody else looks at it again."""
+    if not isinstance(entry, bytes):
+        return False
+    try:
+        return Entry.from_bytes(entry).verify_signature()
+    except ValueError:
+        return False
 
 
 def write_durably(path: Path, data: bytes) -> None:

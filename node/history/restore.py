@@ -31,7 +31,7 @@ from node.files.port import StatKind, join
 from node.files.scanner import is_gone
 from node.history.availability import Availability
 from node.history.versions import Version, Versions
-from node.sync.commit import ENTRY_INLINE_MAX, ENTRY_WRITES_MAX, new_writer, write_entry
+from node.sync.commit import ENTRY_INLINE_MAX, entry_writes_max, new_writer, write_entry
 from node.sync.describe import describe_all
 from node.sync.observed import Described
 from node.sync.planner import still_as_agreed
@@ -315,11 +315,11 @@ class Restorer:
     def _write(self, targets: Sequence[_Target]) -> _Written:
         """Write the targets, in as few entries as they fit."""
         folder, written = self._folder, _Written()
-        rest = list(targets)
+        rest, limit = list(targets), entry_writes_max(folder)
         while rest:
             with folder.transaction():
                 writer, made, inline = new_writer(folder), dict[str, ItemId](), 0
-                while rest and inline <= ENTRY_INLINE_MAX and len(writer.writes) < ENTRY_WRITES_MAX:
+                while rest and inline <= ENTRY_INLINE_MAX and len(writer.writes) < limit:
                     target = rest.pop(0)
                     written.items.add(self._write_one(target, writer, made))
                     written.paths.append(target.path)

@@ -36,7 +36,7 @@ def load_policy(directory: Path) -> Policy:
         )
     except FileNotFoundError:
         return Policy()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         logger.warning(
             "%s cannot be read (%s); history keeps what it keeps by default", path, error
         )

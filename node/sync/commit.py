@@ -164,8 +164,9 @@ def _commit_entry(folder: Folder, observations: list[Observed]) -> list[Observed
     writer = new_writer(folder)
     taken: list[tuple[Observed, ItemId]] = []
     inline = 0
+    limit = entry_writes_max(folder)
     for found in observations:
-        if len(writer.writes) >= ENTRY_WRITES_MAX or inline > ENTRY_INLINE_MAX:
+        if len(writer.writes) >= limit or inline > ENTRY_INLINE_MAX:
             break
         seen = found
         if isinstance(seen, Created | Moved):
@@ -184,6 +185,11 @@ def _commit_entry(folder: Folder, observations: list[Observed]) -> list[Observed
         changed.add(item)
     folder.look_at(changed)
     return observations[len(taken) :]
+
+
+def entry_writes_max(folder: Folder) -> int:
+    """How many slot writes to collect for one entry; one more action may go beyond."""
+    return min(ENTRY_WRITES_MAX, entries.writes_max(len(folder.log.positions)) * 3 // 4)
 
 
 def write_entry(folder: Folder, writer: Writer) -> set[ItemId]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import msgpack
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crdt.codec import DEPTH_MAX, pack, unpack
+from crdt.codec import DEPTH_MAX, ITEMS_MAX, VALUES_MAX, pack, unpack
 
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text() | st.binary(),
@@ -87,3 +88,44 @@ def test_depth_is_bounded() -> None:
 def test_foreign_types_are_not_packed(value: Any) -> None:
     with pytest.raises(TypeError):
         pack(value)
+
+
+def _lists(count: int, one: bytes) -> bytes:
+    """`count` times `one`, in lists of 4,096."""
+    return b"".join(
+        [b"\xdc", (count // 4096).to_bytes(2), (b"\xdc\x10\0" + one * 4096) * (count // 4096)]
+    )
+
+
+@pytest.mark.parametrize("one", [b"\x90", b"\x80", b"\xc0", b"\xa2zz", b"\x91\xc0"], ids=repr)
+def test_a_bomb_of_tiny_values_does_not_go_off(one: bytes) -> None:
+    bomb = _lists(4_000_000, one)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="too many values"):
+            unpack(bomb, size_max=len(bomb))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * 2**20  # 500 MiB without the limit
+
+
+def test_a_bomb_of_lists_that_only_announce_their_size_does_not_go_off() -> None:
+    bomb = b"\xdc\x20\0" * 60_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="msgpack"):
+            unpack(bomb, size_max=len(bomb))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 * 2**20
+
+
+def test_as_many_values_as_are_allowed_are_read() -> None:
+    full = [[None] * (ITEMS_MAX - 2)] * (VALUES_MAX // ITEMS_MAX)
+    assert unpack(pack(full), size_max=2**20) == full
+    with pytest.raises(ValueError, match="too many values"):
+        unpack(pack([*full, [None] * ITEMS_MAX]), size_max=2**20)
+    with pytest.raises(ValueError, match="exceeds"):
+        unpack(pack([None] * (ITEMS_MAX + 1)), size_max=2**20)

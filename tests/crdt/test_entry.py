@@ -22,11 +22,22 @@ from crdt.entry import (
     build_tree,
     open_writes,
     seal_writes,
+    writes_max,
 )
 from crdt.errors import IntegrityError, PeerError
-from crdt.ids import ROOT, DeviceId, FolderId, ItemId
+from crdt.ids import ROOT, BlockId, DeviceId, FolderId, ItemId
 from crdt.seal import EpochKey, device_of, pad, seal, verify
-from crdt.slot import Content, Kind, Placement, Slot
+from crdt.slot import (
+    MANIFEST_TOP_MAX,
+    PLACEMENTS_MAX,
+    BlockRef,
+    Content,
+    Kind,
+    Manifest,
+    Placement,
+    Profile,
+    Slot,
+)
 from crdt.version_vector import EMPTY, VersionVector
 from tests.people import secret
 
@@ -328,6 +339,38 @@ def test_a_thousand_alike_writes_are_small() -> None:
     entry = tree(*writes)
     assert len(entry.to_bytes()) < 30_000
     assert len(open_writes(entry, KEY)) == 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 100, 1024])
+def test_as_many_writes_as_are_said_to_fit_are_read_back(devices: int) -> None:
+    """Of the largest there are: four placements, a manifest, everybody named twice."""
+    count = min(writes_max(devices), 12 * 1024**2 // (1024 + 80 * devices))
+    everybody = {DeviceId(n.to_bytes(32)): 1 for n in range(1, devices)}
+    seen = VersionVector({**everybody, ME: SEQ})
+    refs = tuple(BlockRef(BlockId(n.to_bytes(32)), 1000) for n in range(MANIFEST_TOP_MAX))
+    content = Content(
+        seen, ME, LAMPORT, Kind.FILE, (ME, SEQ), size=16_000,
+        manifest=Manifest(Profile.SMALL, 0, refs),
+    )  # fmt: skip
+    places = tuple(Placement(LAMPORT - n, ROOT, "name") for n in range(PLACEMENTS_MAX))
+    entry = build_tree(
+        SEED,
+        key=KEY,
+        after=AFTER,
+        deps=VersionVector(everybody),
+        lamport=LAMPORT,
+        writes=[(item(n), Slot(SEQ, places, content, seen)) for n in range(1, count + 1)],
+        nonce=NONCE,
+    )
+    assert len(open_writes(Entry.from_bytes(entry.to_bytes()), KEY)) == count
+
+
+def test_more_values_than_are_decoded_are_our_own_mistake() -> None:
+    everybody = VersionVector({**{DeviceId(n.to_bytes(32)): 1 for n in range(1, 100)}, ME: SEQ})
+    writes = [(item(n), Slot(SEQ, (), None, everybody)) for n in range(1, 700)]
+    with pytest.raises(ValueError, match="values"):
+        seal_writes(writes, KEY, NONCE, device=ME, seq=SEQ)
 
 
 def test_our_clock_does_not_go_back() -> None:

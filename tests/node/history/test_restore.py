@@ -228,7 +228,7 @@ async def test_a_large_directory_takes_several_entries(monkeypatch: pytest.Monke
         a.fs.unlink(f"d/{number}")
     a.fs.rmdir("d")
     await settle(a, b)
-    monkeypatch.setattr(restore_module, "ENTRY_WRITES_MAX", 7)
+    monkeypatch.setattr(restore_module, "entry_writes_max", lambda _folder: 7)
     await restore(a, "d", at_ms=then)
     await settle(a, b)
     assert len(b.tree()) == 31

@@ -18,7 +18,7 @@ import msgpack
 
 T = TypeVar("T", list[Any], dict[str, Any])
 
-ITEMS_MAX: Final = 8_192  # elements of one list or map; real ones stay in the low thousands
+ITEMS_MAX: Final = 2_048  # elements of one list or map; an entry has up to 2,000 slot writes
 VALUES_MAX: Final = 262_144  # lists, maps and their elements; 1,000 new files hold 34,000
 DEPTH_MAX: Final = 16  # nesting; the deepest real value, an entry's slot writes, uses 7
 

@@ -29,7 +29,8 @@ from node.files.root_marker import RootId, create_root_marker, make_layout
 from node.files.watcher import DiskWatcher, Watcher
 from node.history.settings import load_policy
 from node.home import FolderConfig, Home
-from node.index.database import DamagedIndexError, Database, move_aside, open_database
+from node.index.damage import DamagedIndexError
+from node.index.database import Database, move_aside, open_database
 from node.ports import Clock, Random, Threads
 from node.sync.connections import Connections
 from node.sync.engine import FolderEngine
@@ -173,34 +174,43 @@ def open_folder(
     threads: Threads,
 ) -> OpenFolder:
     """Open a folder's index and wire its engine."""
-    notes: list[str] = []
+    ports = Ports(identity, clock, random, threads)
     path = home.index_path(config.folder)
-    rebuilt = False
     try:
-        database = open_database(path)
+        return _open(config, home, ports, path)
     except DamagedIndexError as error:
-        aside = move_aside(path, str(clock.wall_ns() // 10**9))
-        notes.append(
+        aside = move_aside(path, str(ports.clock.wall_ns() // 10**9))
+        opened = _open(config, home, ports, path, rebuilt=True)
+        opened.engine.warn(
+            "",
             f"{error}. It was moved aside to {aside.name} and is rebuilt from the disk and from "
-            "other devices; nothing was deleted."
+            "other devices; nothing was deleted.",
         )
+        return opened
+
+
+def _open(
+    config: FolderConfig, home: Home, ports: Ports, path: Path, *, rebuilt: bool = False
+) -> OpenFolder:
+    """As `open_folder`; raises DamagedIndexError, with everything closed again."""
+    with contextlib.ExitStack() as stack:
         database = open_database(path)
-        rebuilt = True
-    fs = DiskFileSystem(config.path)
-    engine = wire_folder(
-        config,
-        Ports(identity, clock, random, threads),
-        database=database,
-        fs=fs,
-        watcher=DiskWatcher(config.path),
-        roster=home.roster(config.folder),
-        old_entries=_old_entries(path),
-        rebuilt=rebuilt,
-        cache=home.directory(config.folder) / "texts.sqlite",
-    )
-    for note in notes:
-        engine.warn("", note)
-    engine.history.policy = load_policy(home.directory(config.folder))
+        stack.callback(database.close)
+        fs = DiskFileSystem(config.path)
+        stack.callback(fs.close)
+        engine = wire_folder(
+            config,
+            ports,
+            database=database,
+            fs=fs,
+            watcher=DiskWatcher(config.path),
+            roster=home.roster(config.folder),
+            old_entries=_old_entries(path),
+            rebuilt=rebuilt,
+            cache=home.directory(config.folder) / "texts.sqlite",
+        )
+        engine.history.policy = load_policy(home.directory(config.folder))
+        stack.pop_all()  # the caller closes them
     return OpenFolder(config, engine, database, fs)
 
 

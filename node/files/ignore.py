@@ -7,7 +7,7 @@ ignored directory can be brought back: the scanner does not enter it.
 
 The file is synced, so it may come from another member: it is bounded in size and in rules, and each
 pattern in wildcards, since they become regular expressions that backtrack. A bad line is a warning;
-the others hold. Pure.
+the others hold. Pure, but for `read_rules`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Final, Self
 from pathspec import GitIgnoreSpec
 
 from node.files.layout import is_ours_path
+from node.files.port import FileSystem
 
 TEXT_BYTES_MAX: Final = 64 * 1024
 RULES_MAX: Final = 1_000  # each costs about 0.3 µs a path
@@ -102,3 +103,12 @@ def _what_is_wrong(line: str) -> str | None:
     if all(pattern.include is None for pattern in patterns):
         return "matches nothing"
     return None
+
+
+def read_rules(fs: FileSystem, path: str) -> IgnoreRules:
+    """The rules in a file; none where it is not there, or cannot be read."""
+    try:
+        with fs.open_read(path) as handle:
+            return IgnoreRules.parse(handle.read_at(0, TEXT_BYTES_MAX + 1).decode(errors="replace"))
+    except OSError:
+        return IgnoreRules.none()

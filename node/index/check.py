@@ -12,6 +12,7 @@ import sqlite3
 from pathlib import Path
 
 from crdt.entry import Entry
+from node.index.damage import note_path
 
 
 def index_damage(path: Path | None) -> str | None:
@@ -28,11 +29,6 @@ def index_damage(path: Path | None) -> str | None:
     if damage is not None:
         note_path(path).write_text(damage)
     return damage
-
-
-def note_path(path: Path) -> Path:
-    """Where it is noted that the index at `path` is damaged."""
-    return path.with_name(f"{path.name}.damage")
 
 
 def _structure(database: sqlite3.Connection) -> str | None:

@@ -15,17 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from crdt.errors import IntegrityError, WorldError
-from node.index.check import note_path
+from crdt.errors import WorldError
+from node.index.damage import DamagedIndexError, is_damage, note_path
 from node.index.schema import MIGRATIONS, SCHEMA_VERSION
 
 CHECKED_SIZE_MAX: Final = 64 * 1024 * 1024  # bytes; a full check of more would delay the start
 CACHE_KIB: Final = 16_384
 WAL_PAGES_MAX: Final = 2_000  # pages before a checkpoint: 8 MB
-
-
-class DamagedIndexError(IntegrityError):
-    """The index cannot be read. The folder's files are safe; the index can be rebuilt from them."""
 
 
 class IndexUnwritableError(WorldError):
@@ -108,7 +104,7 @@ def open_database(path: Path | None) -> Database:
         if path is not None:
             os.chmod(path, 0o600)
         _prepare(connection, path)
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         connection.close()
         if is_damage(error):
             raise DamagedIndexError(f"the index {path} is damaged: {error}") from error
@@ -117,12 +113,6 @@ def open_database(path: Path | None) -> Database:
         connection.close()
         raise
     return Database(connection, path)
-
-
-def is_damage(error: sqlite3.Error) -> bool:
-    """True when SQLite says that the file itself is broken, rather than the disk full or busy."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-    return code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 def _is_the_disk(error: sqlite3.Error) -> bool:

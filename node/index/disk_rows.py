@@ -17,6 +17,7 @@ from crdt.ids import ROOT, ItemId
 from crdt.slot import Kind
 from crdt.version_vector import VersionVector
 from node.files.layout import HISTORY, TMP
+from node.index.damage import UNREADABLE, unreadable
 
 VERSION_SIZE_MAX: Final = 65_536
 DEPTH_MAX: Final = 1_000  # directories; deeper paths cannot exist below PATH_MAX
@@ -284,17 +285,7 @@ class DiskRows:
             f"SELECT item, parent, name, version, digest, history FROM intents WHERE {where}",  # noqa: S608
             arguments,
         )
-        return [
-            Intent(
-                ItemId(item),
-                ItemId(parent),
-                name,
-                VersionVector.from_wire(unpack(version, size_max=VERSION_SIZE_MAX)),
-                digest,
-                history,
-            )
-            for item, parent, name, version, digest, history in rows
-        ]
+        return [_intent_row(row) for row in rows]
 
     # --- history --------------------------------------------------------------------------------
 
@@ -362,19 +353,31 @@ def _row(columns: tuple[Any, ...]) -> DiskRow:
         item, parent, name, kind, version, digest, revision, shown_name,
         inode, size, mtime_ns, ctime_ns, executable, profile,
     ) = columns  # fmt: skip
-    return DiskRow(
-        item=ItemId(item),
-        parent=ItemId(parent),
-        name=name,
-        kind=Kind(kind),
-        version=VersionVector.from_wire(unpack(version, size_max=VERSION_SIZE_MAX)),
-        digest=digest,
-        revision=revision,
-        shown_name=shown_name,
-        inode=inode,
-        size=size,
-        mtime_ns=mtime_ns,
-        ctime_ns=ctime_ns,
-        executable=bool(executable),
-        profile=profile,
-    )
+    try:
+        return DiskRow(
+            item=ItemId(item),
+            parent=ItemId(parent),
+            name=name,
+            kind=Kind(kind),
+            version=VersionVector.from_wire(unpack(version, size_max=VERSION_SIZE_MAX)),
+            digest=digest,
+            revision=revision,
+            shown_name=shown_name,
+            inode=inode,
+            size=size,
+            mtime_ns=mtime_ns,
+            ctime_ns=ctime_ns,
+            executable=bool(executable),
+            profile=profile,
+        )
+    except UNREADABLE as error:
+        raise unreadable("a row of the disk", error) from error
+
+
+def _intent_row(columns: tuple[Any, ...]) -> Intent:
+    item, parent, name, version, digest, history = columns
+    try:
+        seen = VersionVector.from_wire(unpack(version, size_max=VERSION_SIZE_MAX))
+        return Intent(ItemId(item), ItemId(parent), name, seen, digest, history)
+    except UNREADABLE as error:
+        raise unreadable("an intent", error) from error

@@ -16,6 +16,7 @@ from crdt.codec import pack, unpack
 from crdt.ids import ItemId
 from crdt.slot import Content
 from crdt.version_vector import EMPTY, VersionVector
+from node.index.damage import UNREADABLE, unreadable
 from node.index.slots import SLOT_SIZE_MAX
 
 _COLUMNS: Final = "id, item, path, version, digest, size, file, content, since_s"
@@ -104,7 +105,10 @@ class KeptRows:
 
     def _some(self, where: str, *values: object) -> list[KeptRow]:
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM displaced WHERE {where}", values)  # noqa: S608
-        return [_row(row) for row in rows]
+        try:
+            return [_row(row) for row in rows]
+        except UNREADABLE as error:
+            raise unreadable("a kept version", error) from error
 
 
 def _row(columns: tuple[Any, ...]) -> KeptRow:

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from crdt.entry import START, Entry, LogPosition
+from crdt.entry import HASH_SIZE, START, Entry, LogPosition
 from crdt.ids import DeviceId
 from crdt.version_vector import COUNTER_MAX, VersionVector
+from node.index.damage import UNREADABLE, unreadable
 
 BATCH_ENTRIES_MAX: Final = 256  # entries read at once
 
@@ -71,7 +72,10 @@ class Log:
                 "SELECT seq, hash, lamport FROM log WHERE device = ? ORDER BY seq DESC LIMIT 1",
                 (device,),
             ).fetchone()
-            self._positions[DeviceId(device)] = LogPosition(*last)
+            try:
+                self._positions[DeviceId(device)] = _position(*last)
+            except UNREADABLE as error:
+                raise unreadable("the end of a log", error) from error
 
     @property
     def have(self) -> VersionVector:
@@ -242,3 +246,9 @@ class Log:
         ).fetchone()
         data: bytes = entry
         return data
+
+
+def _position(seq: int, head: bytes, lamport: int) -> LogPosition:
+    if not (0 < seq <= COUNTER_MAX and 0 < lamport <= COUNTER_MAX and len(head) == HASH_SIZE):
+        raise ValueError("no position in a log")
+    return LogPosition(seq, bytes(head), lamport)

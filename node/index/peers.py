@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from crdt.codec import pack, unpack
-from crdt.errors import IntegrityError
 from crdt.ids import DeviceId
 from crdt.version_vector import VersionVector
+from node.index.damage import UNREADABLE, unreadable
 
 STATE_SIZE_MAX: Final = 128 * 1024  # bytes; a version vector of 1,024 devices takes 45 KB
 
@@ -43,7 +43,7 @@ class PeerRows:
         """What is known of every device.
 
         Raises:
-            IntegrityError: a row does not decode.
+            DamagedIndexError: a row does not decode.
         """
         rows = self._db.execute("SELECT device, have, complete, seen_ns FROM peers").fetchall()
         try:
@@ -51,8 +51,8 @@ class PeerRows:
                 PeerRow(DeviceId(device), _vector(have), _vector(complete), seen_ns)
                 for device, have, complete, seen_ns in rows
             ]
-        except ValueError as error:
-            raise IntegrityError(f"the index holds a peer's state that is none: {error}") from error
+        except UNREADABLE as error:
+            raise unreadable("a peer's state", error) from error
 
 
 def _vector(data: bytes) -> VersionVector:

@@ -17,6 +17,7 @@ from crdt.heads import heads, self_alive
 from crdt.ids import RECOVERED, ROOT, DeviceId, ItemId
 from crdt.slot import Content, Kind, Slot
 from crdt.tree import RECOVERED_CONTENT, RECOVERED_NAME
+from node.index.damage import UNREADABLE, unreadable
 from node.index.slots import SlotTable
 
 ASKED_AT_ONCE: Final = 500  # parameters of one statement; SQLite's old limit is 999
@@ -154,6 +155,13 @@ def _id(value: bytes | None) -> ItemId | None:
 
 
 def _record(row: Sequence[Any]) -> Record:
+    try:
+        return _decoded(row)
+    except UNREADABLE as error:
+        raise unreadable("a row of the tree", error) from error
+
+
+def _decoded(row: Sequence[Any]) -> Record:
     made = Record(*row)
     made.item = ItemId(made.item)
     made.copy_of, made.parent, made.aim = _id(made.copy_of), _id(made.parent), _id(made.aim)

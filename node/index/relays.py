@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from crdt.codec import unpack
 from crdt.ids import BlockId, DeviceId, ItemId
 from crdt.slot import Content, Slot
+from node.index.damage import UNREADABLE, unreadable
 from node.index.slots import SLOT_SIZE_MAX
 from transport.relay_messages import Place
 
@@ -36,7 +37,10 @@ class Relays:
         row = self._db.execute(
             "SELECT generation, number, mark, revision FROM relays WHERE device = ?", (relay,)
         ).fetchone()
-        return Deposited() if row is None else Deposited(Place(*row[:3]), row[3])
+        try:
+            return Deposited() if row is None else Deposited(Place(*row[:3]), row[3])
+        except UNREADABLE as error:
+            raise unreadable("a place at a relay", error) from error
 
     def put(self, relay: DeviceId, deposited: Deposited) -> None:
         """Remember it; in the caller's transaction."""

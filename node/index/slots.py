@@ -2,8 +2,8 @@
 
 A decoded slot is kept in memory for as long as it is likely to be asked for again. The cache's key
 is the stored bytes, so a transaction that is rolled back leaves nothing false in it. All calls
-happen inside the caller's transaction. A row that does not decode is an `IntegrityError`: the index
-is damaged, and can be rebuilt from the log.
+happen inside the caller's transaction. A row that does not decode is a `DamagedIndexError`: the
+index can be rebuilt from the log.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from crdt.codec import pack, unpack
-from crdt.errors import IntegrityError
 from crdt.ids import DeviceId, ItemId
 from crdt.slot import Content, Slot
+from node.index.damage import UNREADABLE, DamagedIndexError, unreadable
 
 SLOT_SIZE_MAX: Final = 256 * 1024  # bytes; two full version vectors and an inline file are 90 KB
 CACHED_SLOTS_MAX: Final = 2_048  # decoded slots kept: twice the writes of one entry of a scan
@@ -49,7 +49,7 @@ class SlotTable:
     def of(self, item: ItemId) -> dict[DeviceId, Slot]:
         """All slots of an item."""
         rows = self._db.execute("SELECT device, data FROM slots WHERE item = ?", (item,))
-        return {DeviceId(device): self.decode(data) for device, data in rows}
+        return {_device(device): self.decode(data) for device, data in rows}
 
     def content(self, item: ItemId, device: DeviceId) -> Content:
         """The content in one slot, which holds one."""
@@ -58,7 +58,7 @@ class SlotTable:
         ).fetchone()
         content = None if row is None else self.decode(row[0]).content
         if content is None:
-            raise IntegrityError(f"the index names a content of item {item} that it does not hold")
+            raise DamagedIndexError(f"the index names a content of {item} that it does not hold")
         return content
 
     def put(self, writes: Iterable[tuple[ItemId, DeviceId, Slot]]) -> None:
@@ -91,7 +91,7 @@ class SlotTable:
             "UNION ALL SELECT device, data FROM past_slots WHERE item = ?",
             (item, item),
         )
-        return [(DeviceId(device), self.decode(data)) for device, data in rows]
+        return [(_device(device), self.decode(data)) for device, data in rows]
 
     def decode(self, data: bytes) -> Slot:
         """The slot that `data` encodes."""
@@ -99,8 +99,8 @@ class SlotTable:
         if slot is None:
             try:
                 slot = Slot.from_wire(unpack(data, size_max=SLOT_SIZE_MAX))
-            except ValueError as error:
-                raise IntegrityError(f"the index holds a slot that is none: {error}") from error
+            except UNREADABLE as error:
+                raise unreadable("a slot", error) from error
             self._keep(data, slot)
         return slot
 
@@ -110,3 +110,10 @@ class SlotTable:
         if len(self._decoded) >= CACHED_SLOTS_MAX:
             del self._decoded[next(iter(self._decoded))]  # the oldest
         self._decoded[data] = slot
+
+
+def _device(value: bytes) -> DeviceId:
+    try:
+        return DeviceId(value)
+    except UNREADABLE as error:
+        raise unreadable("a device", error) from error

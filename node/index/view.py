@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from crdt.errors import IntegrityError
 from crdt.ids import RECOVERED, ROOT, DeviceId, ItemId
 from crdt.naming import MARK
 from crdt.slot import Slot, merge
 from crdt.tree import RECOVERED_CONTENT, ViewRow
+from node.index.damage import UNREADABLE, DamagedIndexError, unreadable
 from node.index.groups import Groups
 from node.index.places import Places
 from node.index.records import HIDDEN, KEEPS, RECORDS_SCHEMA, Record, Records
@@ -386,14 +386,18 @@ class TreeIndex:
             if winner is not None:
                 found = None if data is None else self._slots.decode(data).content
                 if found is None:
-                    raise IntegrityError("the index shows a content that it does not hold")
+                    raise DamagedIndexError("the index shows a content that it does not hold")
                 content = found
-            yield ViewRow(
-                item=ItemId(item),
-                parent=ItemId(directory),
-                name=shown or name,
-                content=content,
-                revision=top,
-                copy_of=None if copy_of is None else ItemId(copy_of),
-                conflicts=conflicts,
-            )
+            try:
+                row = ViewRow(
+                    item=ItemId(item),
+                    parent=ItemId(directory),
+                    name=shown or name,
+                    content=content,
+                    revision=top,
+                    copy_of=None if copy_of is None else ItemId(copy_of),
+                    conflicts=conflicts,
+                )
+            except UNREADABLE as error:
+                raise unreadable("a row of the tree", error) from error
+            yield row

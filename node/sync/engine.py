@@ -23,14 +23,14 @@ from crdt.errors import ShoalError
 from crdt.ids import DeviceId
 from crdt.roster_ops import Role
 from crdt.version_vector import EMPTY, VersionVector
-from node.files.ignore import TEXT_BYTES_MAX, IgnoreRules
+from node.files.ignore import IgnoreRules, read_rules
 from node.files.layout import IGNORE_FILE, NO_MERGE_FILE
 from node.files.port import FileSystem
 from node.files.root_marker import RootId, RootState, check_root, make_layout
 from node.files.watcher import Dirty, Limited, Rescan, Watcher, WatchEvent
 from node.history.keeper import History
 from node.history.sealed import SealedBlocks
-from node.index.database import is_damage
+from node.index.damage import DamagedIndexError, is_damage, note_damage
 from node.ports import Threads
 from node.sync.afterlook import Afterlook
 from node.sync.apply import Apply
@@ -325,9 +325,7 @@ class FolderEngine:
             await trio.sleep(PREPARE_AGAIN_S)
         for note in notes:
             self.warn("", note)
-        self._mind_removal()
         await self._load_rules()
-        self.folder.look_at_all()
         async with trio.open_nursery() as nursery:
             send, events = trio.open_memory_channel[WatchEvent](0)
             # Watching begins before the first scan, so that nothing falls between the two.
@@ -350,7 +348,7 @@ class FolderEngine:
             task_status.started()
 
     async def _prepare(self) -> list[str] | None:
-        """Deal with what a crash left; returns notes for people, None while the disk fails."""
+        """Deal with what a crash left; returns notes for people, None while disk or index fail."""
         self.stopped = None
         if not await self.root_is_ours():
             self.stop("the folder cannot be looked at; nothing was changed")
@@ -358,25 +356,36 @@ class FolderEngine:
         try:
             await self.threads.run(make_layout, self.fs)
             await self.threads.run(self.fs.sync)
-            return [*recover(self.folder, self.fs), *settle_effects(self.folder)]
+            notes = [*recover(self.folder, self.fs), *settle_effects(self.folder)]
+            self._mind_removal()
+            self.folder.look_at_all()
+        except DamagedIndexError as error:
+            self._stop_for_damage(error)
+            return None
         except OSError as error:
             self.stop(
                 f"its disk fails ({error.strerror}), so nothing is sent or changed; your files are "
                 "as they are. It is tried again twice a minute."
             )
             return None
+        return notes
+
+    def _stop_for_damage(self, error: Exception) -> None:
+        """The index cannot be read: note it for the next start, which SQLite may not tell."""
+        note_damage(self.folder.database.path, error)
+        self.stop(
+            f"the index is damaged ({error}). Your files are safe. Start the node again: it puts "
+            "the index aside and builds a new one."
+        )
 
     async def _guard(self, service: Callable[[], Awaitable[None]]) -> None:
         """Run a service; start it again if a bug ends it."""
         while True:
             try:
                 await service()
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, DamagedIndexError) as error:
                 if is_damage(error):
-                    self.stop(
-                        f"the index is damaged ({error}). Your files are safe. Start the node "
-                        "again: it puts the index aside and builds a new one."
-                    )
+                    self._stop_for_damage(error)
                     return
                 logger.exception("the index could not be used; trying again")
             except ShoalError as error:
@@ -464,14 +473,7 @@ class FolderEngine:
         return before != (self._ignore.text, self._never_merge.text)
 
     async def _read_rules(self, path: str) -> IgnoreRules:
-        def read() -> str:
-            try:
-                with self.fs.open_read(path) as handle:
-                    return handle.read_at(0, TEXT_BYTES_MAX + 1).decode(errors="replace")
-            except OSError:
-                return ""
-
-        rules = IgnoreRules.parse(await self.threads.run(read))
+        rules = await self.threads.run(read_rules, self.fs, path)
         for warning in rules.warnings:
             self.warn(path, warning)
         return rules

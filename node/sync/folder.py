@@ -26,6 +26,7 @@ from crdt.version_vector import EMPTY, VersionVector
 from node.blocks.locate import Locations
 from node.files.port import StatKind
 from node.files.portable_names import Personality
+from node.index.damage import UNREADABLE, unreadable
 from node.index.database import Database
 from node.index.disk_rows import DiskRow, DiskRows
 from node.index.log import Log
@@ -93,7 +94,10 @@ class Folder:
     def reload_roster(self) -> None:
         """Fold the roster again: after a roster entry came in, or a rollback."""
         known = {entry.hash: entry for entry in self._bootstrap}
-        held = [entries.Entry.from_bytes(data) for data in self.log.roster_entries()]
+        try:
+            held = [entries.Entry.from_bytes(data) for data in self.log.roster_entries()]
+        except UNREADABLE as error:
+            raise unreadable("a roster entry", error) from error
         known.update((entry.hash, entry) for entry in held)
         self._roster_is_held = len(held) == len(known)
         self.roster = Roster.fold(self.id, known.values())

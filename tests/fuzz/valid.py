@@ -251,7 +251,7 @@ def config_file() -> bytes:
     """A folder's configuration."""
     peers = (("192.0.2.1", 4711), ("host.example", 1))
     folder = team()[0].folder
-    return FolderConfig(folder, "/home/alice/Shoal", bytes(16), secret("i"), peers).to_bytes()
+    return FolderConfig(folder, "/alice/Shoal", bytes(16), secret("i"), peers).to_bytes()
 
 
 def datagrams() -> list[bytes]:

@@ -115,7 +115,7 @@ def import_text(path: Path) -> str:
 
 
 def test_tests_mirror_the_tree() -> None:
-    cross_cutting = {"integration", "conformance", "tidy", "support"}
+    cross_cutting = {"integration", "conformance", "tidy", "support", "fuzz", "plans"}
     lost = set()
     for path in TESTS:
         where = path.parent.relative_to(ROOT / "tests")
@@ -127,7 +127,7 @@ def test_tests_mirror_the_tree() -> None:
 def test_test_directories_are_no_packages() -> None:
     """`--import-mode=importlib` needs none; only what tests import from is one."""
     packages = {name_of(path.parent) for path in TESTS if path.name == "__init__.py"}
-    assert packages <= {"tests", "tests/support"}
+    assert packages <= {"tests", "tests/support", "tests/fuzz", "tests/plans"}
 
 
 def test_asserts_in_the_program_carry_no_work() -> None:

@@ -10,6 +10,7 @@ from crdt.ids import BlockId
 
 PROTOCOL_VERSION: Final = 1  # changes with any change that an old node would misunderstand
 WANT_MAX: Final = 64  # blocks in one request; all that may be outstanding at one peer
+HELD_SIZE_MAX: Final = 3_500  # bytes; hashes of 700 pieces (`node.blocks.pieces`)
 REQUEST_MAX: Final = 2**32 - 1
 SEALED_BLOCK_SIZE_MAX: Final = 4 * 1024 * 1024 * 9 // 8 + 1024  # Padmé adds 12 % at most, and seal
 

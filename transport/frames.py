@@ -41,6 +41,7 @@ from transport.messages import (
     Message,
     Missing,
     OpenBlocks,
+    Pieces,
     Refused,
     Want,
 )
@@ -73,7 +74,7 @@ CONTROL: Final[frozenset[MessageType]] = frozenset(
 """What a control stream carries, either way."""
 WANTS: Final[frozenset[MessageType]] = frozenset({Want, Locate})
 """What a block stream carries from its opener, once open."""
-BLOCKS: Final[frozenset[MessageType]] = frozenset({Block, Missing, Located, Here})
+BLOCKS: Final[frozenset[MessageType]] = frozenset({Block, Pieces, Missing, Located, Here})
 """What a block stream carries to its opener."""
 ADMISSION: Final[frozenset[MessageType]] = frozenset(
     {Admitted, Refused, Pake, Whispered, ThisFolder}

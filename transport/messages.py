@@ -23,6 +23,7 @@ from crdt.seal import KEY_SIZE, SIGNATURE_SIZE
 from crdt.version_vector import DEVICES_MAX, EMPTY, VersionVector
 from transport.admission_messages import Pake, ThisFolder, WhichFolder, Whispered
 from transport.fields import (
+    HELD_SIZE_MAX,
     PROTOCOL_VERSION,
     REQUEST_MAX,
     SEALED_BLOCK_SIZE_MAX,
@@ -245,10 +246,34 @@ class OpenBlocks:
 
 @dataclass(frozen=True, slots=True)
 class Want(BlockList):
-    """Send me these blocks, in this order."""
+    """Send me these blocks, in this order.
 
+    `held` says of what a single block might be built: hashes of pieces that the asker has. The
+    answer may then be `Pieces`.
+    """
+
+    held: bytes = field(default=b"", repr=False)
     type: ClassVar[int] = 17
     size_max: ClassVar[int] = 4 * _KIB
+
+    def __post_init__(self) -> None:
+        BlockList.__post_init__(self)
+        if len(self.held) > HELD_SIZE_MAX:
+            raise ValueError(f"hashes of pieces have at most {HELD_SIZE_MAX} bytes")
+        if self.held and len(self.blocks) != 1:
+            raise ValueError("pieces are held of one block")
+
+    def to_wire(self) -> dict[str, Any]:
+        """See the module."""
+        wire = BlockList.to_wire(self)
+        return {**wire, "held": self.held} if self.held else wire
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """See the module."""
+        asked = BlockList.from_wire(wire)
+        held = get(wire, "held", bytes) if "held" in wire else b""
+        return cls(asked.request, asked.blocks, held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +314,32 @@ class Block:
         if "depositor" in wire or "signature" in wire:
             stated = get(wire, "depositor", bytes), get(wire, "signature", bytes)
         return cls(get(wire, "request", int), block, get(wire, "sealed", bytes), *stated)
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """One block that was wanted, as what differs from the pieces that its asker holds, sealed."""
+
+    request: int
+    block: BlockId
+    sealed: bytes = field(repr=False)
+    type: ClassVar[int] = 23
+    size_max: ClassVar[int] = SEALED_BLOCK_SIZE_MAX + 320
+
+    def __post_init__(self) -> None:
+        check_range("request", self.request, REQUEST_MAX)
+        if not 0 < len(self.sealed) <= SEALED_BLOCK_SIZE_MAX:
+            raise ValueError(f"sealed pieces have 1 to {SEALED_BLOCK_SIZE_MAX} bytes")
+
+    def to_wire(self) -> dict[str, Any]:
+        """See the module."""
+        return {"request": self.request, "block": self.block, "sealed": self.sealed}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """See the module."""
+        block = BlockId(get(wire, "block", bytes))
+        return cls(get(wire, "request", int), block, get(wire, "sealed", bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,6 +434,7 @@ Message = (
     | Want
     | Block
     | Missing
+    | Pieces
     | Locate
     | Located
     | Join

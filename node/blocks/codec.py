@@ -39,6 +39,7 @@ SAMPLE_SIZE: Final = 64 * 1024  # bytes tried first; if they do not shrink, the 
 WINDOW_SIZE_MAX: Final = 8 * 1024 * 1024  # bytes; level 3 uses 2 MiB, zstd itself advises 8
 
 _CONTEXT: Final = "shoal v1 block"
+_ANSWER_CONTEXT: Final = "shoal v1 block pieces"
 _STORED: Final = b"\0"
 _ZSTD: Final = b"\1"
 
@@ -100,14 +101,39 @@ def open_any(keys: FolderKeys, block: BlockId, sealed: bytes) -> bytes:
     """
     stored = _unseal(keys, block, sealed)
     try:
-        plain = unpad(stored)
-        length = len(plain) - 1
-        if plain[:1] == _ZSTD:
-            length = zstandard.frame_content_size(plain[1:])
-        ref = BlockRef(block, length)
+        ref = BlockRef(block, _length(unpad(stored)))
     except (ValueError, zstandard.ZstdError) as error:
         raise IntegrityError(f"block {block} was sealed wrongly: {error}") from None
     return open_block(keys, ref, sealed)
+
+
+def seal_answer(key: EpochKey, block: BlockId, answer: bytes, *, nonce: bytes) -> bytes:
+    """As `seal_block`, for a block as `node.blocks.pieces` sends it."""
+    associated = _binding(key.folder, key.number, block, _ANSWER_CONTEXT)
+    sealed = seal(key.block_key, pad(_squeeze(answer)), nonce=nonce, associated=associated)
+    return key.number.to_bytes(EPOCH_SIZE) + sealed
+
+
+def open_answer(keys: FolderKeys, block: BlockId, sealed: bytes, size_max: int) -> bytes:
+    """What `seal_answer` sealed: a claim, for `node.blocks.pieces.build`.
+
+    Raises:
+        IntegrityError: no answer of at most `size_max` bytes.
+    """
+    if len(sealed) > sealed_size_max(size_max):
+        raise IntegrityError(
+            f"{len(sealed)} bytes cannot be an answer of {size_max}; nothing was decoded"
+        )
+    padded = _unseal(keys, block, sealed, _ANSWER_CONTEXT)
+    try:
+        plain = unpad(padded)
+        length = _length(plain)
+        answer = _expand(plain, length) if length <= size_max else b""
+    except (ValueError, zstandard.ZstdError) as error:
+        raise IntegrityError(f"pieces of block {block} were sealed wrongly: {error}") from None
+    if len(answer) != length:
+        raise IntegrityError(f"pieces of block {block} are not the {length} bytes they declare")
+    return answer
 
 
 def epoch_of(sealed: bytes) -> int:
@@ -115,12 +141,12 @@ def epoch_of(sealed: bytes) -> int:
     return int.from_bytes(sealed[:EPOCH_SIZE])
 
 
-def _unseal(keys: FolderKeys, block: BlockId, sealed: bytes) -> bytes:
+def _unseal(keys: FolderKeys, block: BlockId, sealed: bytes, context: str = _CONTEXT) -> bytes:
     key = keys.epoch(epoch_of(sealed))
     return open_sealed(
         key.block_key,
         sealed[EPOCH_SIZE:],
-        associated=_binding(keys.folder, key.number, block),
+        associated=_binding(keys.folder, key.number, block, context),
     )
 
 
@@ -129,8 +155,8 @@ def sealed_size_max(length: int) -> int:
     return EPOCH_SIZE + SEAL_OVERHEAD + padded_size(len(_STORED) + length + 1)
 
 
-def _binding(folder: FolderId, epoch: int, block: BlockId) -> bytes:
-    return pack([_CONTEXT, folder, epoch, block])
+def _binding(folder: FolderId, epoch: int, block: BlockId, context: str = _CONTEXT) -> bytes:
+    return pack([context, folder, epoch, block])
 
 
 def _squeeze(data: bytes) -> bytes:
@@ -141,6 +167,11 @@ def _squeeze(data: bytes) -> bytes:
     if len(data) > SAMPLE_SIZE:
         squeezed = _local.zstd.compress(data)
     return _ZSTD + squeezed if len(squeezed) < len(data) else _STORED + data
+
+
+def _length(stored: bytes) -> int:
+    """Of what was squeezed, as declared; raises ZstdError."""
+    return zstandard.frame_content_size(stored[1:]) if stored[:1] == _ZSTD else len(stored) - 1
 
 
 def _expand(stored: bytes, length: int) -> bytes:

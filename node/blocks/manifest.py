@@ -94,6 +94,26 @@ def parse_node(data: bytes) -> tuple[BlockRef, ...]:
     raise ManifestError(f"a node of a block list has 1 to {NODE_REFS_MAX} references")
 
 
+def alike(old: Sequence[BlockRef], new: Sequence[BlockRef]) -> dict[BlockId, BlockRef]:
+    """What each reference of `new` that `old` lacks may have been before: the one of `old` that is
+    gone, at the same place between those that stayed.
+    """
+    places = {ref.block: place for place, ref in enumerate(old)}
+    stayed = {ref.block for ref in new}
+    found: dict[BlockId, BlockRef] = {}
+    at, before = 0, None
+    for ref in new:
+        if ref.block in places:
+            at, before = places[ref.block] + 1, None
+            continue
+        if at < len(old) and old[at].block not in stayed:
+            before = old[at]
+            at += 1
+        if before is not None:  # of more new ones than old ones, the rest are like the last
+            found.setdefault(ref.block, before)
+    return found
+
+
 class Walk:
     """Goes through a manifest in the file's order, a node at a time: no I/O, no hashing.
 

@@ -15,6 +15,7 @@ from typing import Final
 from crdt.codec import pack, unpack
 from crdt.ids import DeviceId, ItemId
 from crdt.slot import Content, Slot
+from crdt.version_vector import VersionVector
 from node.index.damage import UNREADABLE, DamagedIndexError, unreadable
 
 SLOT_SIZE_MAX: Final = 256 * 1024  # bytes; two full version vectors and an inline file are 90 KB
@@ -92,6 +93,22 @@ class SlotTable:
             (item, item),
         )
         return [(_device(device), self.decode(data)) for device, data in rows]
+
+    def content_of_version(self, item: ItemId, version: VersionVector) -> Content | None:
+        """The item's content of just this version; None if it is not known any more.
+
+        However long the item's past is, what is read are a few rows: a version is written by one of
+        its devices, in the slot of that very counter.
+        """
+        slots = list(self.of(item).values())
+        for device, counter in version.items():
+            rows = self._db.execute(
+                "SELECT data FROM past_slots WHERE item = ? AND device = ? AND counter = ?",
+                (item, device, counter),
+            )
+            slots += [self.decode(data) for (data,) in rows]
+        contents = (slot.content for slot in slots if slot.content is not None)
+        return next((one for one in contents if one.version == version), None)
 
     def decode(self, data: bytes) -> Slot:
         """The slot that `data` encodes."""

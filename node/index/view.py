@@ -19,8 +19,9 @@ from typing import Any, Final
 
 from crdt.ids import RECOVERED, ROOT, DeviceId, ItemId
 from crdt.naming import MARK
-from crdt.slot import Slot, merge
+from crdt.slot import Content, Slot, merge
 from crdt.tree import RECOVERED_CONTENT, ViewRow
+from crdt.version_vector import VersionVector
 from node.index.damage import UNREADABLE, DamagedIndexError, unreadable
 from node.index.groups import Groups
 from node.index.places import Places
@@ -313,6 +314,10 @@ class TreeIndex:
     def ever_of(self, item: ItemId) -> list[tuple[DeviceId, Slot]]:
         """Every slot that the item has and had; see `SlotTable.ever_of`."""
         return self._slots.ever_of(item)
+
+    def content_of_version(self, item: ItemId, version: VersionVector) -> Content | None:
+        """See `SlotTable.content_of_version`."""
+        return self._slots.content_of_version(item, version)
 
     def deleted(self) -> Iterator[tuple[ItemId, ItemId, str]]:
         """(item, its last parent, its last name) of everything that is deleted."""

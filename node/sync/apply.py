@@ -379,11 +379,14 @@ class Apply:
             self._folder.work.ring()
 
     async def _bring_together(self, item: ItemId, content: Content) -> Assembled:
-        base = None if self._patching is None else self._patching.base(item, content)
-        assembled = await self._assembler.assemble(item, content, base)
-        if self._patching is None or await self._patching.keep(item, assembled):
+        patching = self._patching
+        if patching is None:
+            return await self._assembler.assemble(item, content)
+        base, former = patching.base(item, content), patching.former(item)
+        assembled = await self._assembler.assemble(item, content, base, former)
+        if await patching.keep(item, assembled):
             return assembled
-        return await self._assembler.assemble(item, content)
+        return await self._assembler.assemble(item, content, None, former)
 
     def _forget_ready(self, item: ItemId) -> None:
         ready = self._ready.pop(item, None)

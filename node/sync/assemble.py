@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
 import trio
 
 from crdt.errors import ShoalError
 from crdt.ids import BlockId, ItemId
-from crdt.slot import BlockRef, Content
+from crdt.slot import BlockRef, Content, Manifest
 from node.blocks.hashing import block_id
-from node.blocks.manifest import Walk
+from node.blocks.manifest import ManifestError, Walk, alike, parse_node
 from node.files.layout import TMP
 from node.files.patch import STRETCHES_MAX, Stretch, differing, touched
 from node.files.port import FileSystem, StatKind, WriteHandle, join
@@ -43,18 +44,34 @@ DIGEST_LENGTH: Final = 16  # hex digits of a content's digest in the names of te
 class BlockSource(Protocol):
     """Where plaintext blocks come from."""
 
-    async def block(self, ref: BlockRef, *, transfer_size: int) -> bytes:
-        """The block's verified bytes; waits for a peer that has it. Small transfers go first."""
+    async def block(
+        self, ref: BlockRef, *, transfer_size: int, like: BlockRef | None = None
+    ) -> bytes:
+        """The block's verified bytes; waits for a peer that has it. Small transfers go first.
+        Where this disk has the block `like`, only what differs from that need come.
+        """
         ...
 
-    async def node(self, ref: BlockRef) -> bytes:
+    async def node(self, ref: BlockRef, *, like: BlockRef | None = None) -> bytes:
         """A manifest node's verified bytes."""
         ...
 
 
+Likes = Mapping[BlockId, BlockRef]
+"""What a block to come may be like, of those that are here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """The list of blocks that a file had when last agreed; `node` reads from the index."""
+
+    manifest: Manifest
+    node: Callable[[BlockId], bytes | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What lies on the disk in place of the content to come."""
+    """What lies on the disk in place of the content to come, and can be changed in place."""
 
     path: str
     row: DiskRow
@@ -109,9 +126,15 @@ class Assembler:
         self._memory_size_max = memory_size_max
         self._promised = 0  # bytes that files on their way in will still take
 
-    async def assemble(self, item: ItemId, content: Content, base: Base | None = None) -> Assembled:
+    async def assemble(
+        self,
+        item: ItemId,
+        content: Content,
+        base: Base | None = None,
+        former: Former | None = None,
+    ) -> Assembled:
         """Bring together the content of a file that has a manifest; where `base` is given, and
-        little changes, only what does.
+        little changes, only what does. `former` is what the new blocks may be like.
 
         Raises:
             OSError: the disk refused, or has no room for all of it; then nothing was written.
@@ -119,19 +142,20 @@ class Assembler:
         """
         assert content.manifest is not None, "small files are inline"
         if content.size <= self._memory_size_max:
-            nodes, blocks = await self._list(content)
-            data = await self._in_memory(blocks, content.size)
+            nodes, blocks, likes = await self._list(content, former)
+            data = await self._in_memory(blocks, content.size, likes)
             return Assembled(content.digest, data, new_path(item), tuple(blocks), nodes)
         if base is not None and content.size <= GROWTH_MAX * base.row.size:
-            nodes, blocks = await self._list(content)
+            nodes, blocks, likes = await self._list(content, former)
             stretches = differing(base.blocks, blocks, base.row.size, content.size)
             if worth_patching(stretches, content.size):
-                return await self._changes(item, content, Changes(base, stretches), nodes, blocks)
+                changes = Changes(base, stretches)
+                return await self._changes(item, content, changes, nodes, blocks, likes)
         part = part_path(item, content.digest)
         # Before the manifest is walked: a few nodes may claim petabytes.
         async with self._room_for(part, content.size):
-            nodes, blocks = await self._list(content)
-            await self._on_disk(part, blocks, content.size)
+            nodes, blocks, likes = await self._list(content, former)
+            await self._on_disk(part, blocks, content.size, likes)
             return Assembled(content.digest, None, part, tuple(blocks), nodes)
 
     @contextlib.asynccontextmanager
@@ -147,16 +171,25 @@ class Assembler:
             self._promised -= needed
 
     async def _list(
-        self, content: Content
-    ) -> tuple[dict[BlockId, bytes], list[tuple[BlockRef, int]]]:
-        """The manifest's nodes, and the data blocks with their offsets."""
-        assert content.manifest is not None
+        self, content: Content, former: Former | None
+    ) -> tuple[dict[BlockId, bytes], list[tuple[BlockRef, int]], dict[BlockId, BlockRef]]:
+        """The manifest's nodes, the data blocks with their offsets, and what either are like."""
+        manifest = content.manifest
+        assert manifest is not None
         nodes: dict[BlockId, bytes] = {}
-        walk = Walk(content.manifest, content.size)
+        likes: dict[BlockId, BlockRef] = {}
+        if former is not None and former.manifest.depth == manifest.depth:
+            likes = alike(former.manifest.blocks, manifest.blocks)
+        walk = Walk(manifest, content.size)
         while (wanted := walk.wants()) is not None:
-            nodes[wanted.block] = data = await self._source.node(wanted)
+            like = likes.get(wanted.block)
+            nodes[wanted.block] = data = await self._source.node(wanted, like=like)
             walk.feed(data)
-        return nodes, list(walk.blocks())
+            old = former.node(like.block) if former is not None and like is not None else None
+            if old is not None:
+                with contextlib.suppress(ManifestError):
+                    likes |= alike(parse_node(old), parse_node(data))
+        return nodes, list(walk.blocks()), likes
 
     async def _changes(
         self,
@@ -165,6 +198,7 @@ class Assembler:
         changes: Changes,
         nodes: Mapping[BlockId, bytes],
         blocks: list[tuple[BlockRef, int]],
+        likes: Likes,
     ) -> Assembled:
         """Bring together what differs from the base: in a clone of it where this disk has clones,
         which is then exchanged for it; else alone.
@@ -175,24 +209,32 @@ class Assembler:
         # The part, the journal's old and new bytes, and what history keeps.
         async with self._room_for(part, 4 * size):
             cloned = await self._threads.run(_clone, self._fs, changes.base, part)
-            await self._on_disk(part, wanted, content.size)
+            await self._on_disk(part, wanted, content.size, likes)
         left = None if cloned else changes
         return Assembled(content.digest, None, part, tuple(blocks), nodes, left)
 
-    async def _in_memory(self, blocks: list[tuple[BlockRef, int]], size: int) -> bytes:
+    async def _in_memory(
+        self, blocks: list[tuple[BlockRef, int]], size: int, likes: Likes
+    ) -> bytes:
+        async def get(ref: BlockRef) -> bytes:
+            like = likes.get(ref.block)
+            return await self._source.block(ref, transfer_size=size, like=like)
+
         if len(blocks) == 1:
-            return await self._source.block(blocks[0][0], transfer_size=size)
+            return await get(blocks[0][0])
         whole = bytearray(size)
 
         async def fill(ref: BlockRef, offset: int) -> None:
-            whole[offset : offset + ref.length] = await self._source.block(ref, transfer_size=size)
+            whole[offset : offset + ref.length] = await get(ref)
 
         async with trio.open_nursery() as nursery:
             for ref, offset in blocks:
                 nursery.start_soon(fill, ref, offset)
         return bytes(whole)
 
-    async def _on_disk(self, path: str, blocks: list[tuple[BlockRef, int]], size: int) -> None:
+    async def _on_disk(
+        self, path: str, blocks: list[tuple[BlockRef, int]], size: int, likes: Likes
+    ) -> None:
         handle = await self._threads.run(_open_part, self._fs, path, size)
         try:
             missing = await self._threads.run(_missing, handle, blocks, self._key)
@@ -203,21 +245,23 @@ class Assembler:
                     token = object()
                     await window.acquire_on_behalf_of(token)
                     await room.acquire_on_behalf_of(token)
-                    nursery.start_soon(self._fill, handle, ref, offset, size, (window, room), token)
+                    get = partial(
+                        self._source.block, ref, transfer_size=size, like=likes.get(ref.block)
+                    )
+                    nursery.start_soon(self._fill, handle, get, offset, (window, room), token)
         finally:
             handle.close()
 
     async def _fill(
         self,
         handle: WriteHandle,
-        ref: BlockRef,
+        get: Callable[[], Awaitable[bytes]],
         offset: int,
-        size: int,
         limits: tuple[trio.CapacityLimiter, ...],
         token: object,
     ) -> None:
         try:
-            data = await self._source.block(ref, transfer_size=size)
+            data = await get()
             await self._threads.run(write_sparsely, handle, offset, data)
         finally:
             for limit in limits:

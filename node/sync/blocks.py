@@ -1,11 +1,11 @@
 """Blocks in and out, for one folder: where the sans-IO fetcher and supplier meet streams and disks.
 
 A wanted block is taken from this disk if some file or the store holds it, else asked of all
-connected peers. To
-each peer go two block streams, one for small transfers, one for bulk, so that the small never wait
-behind the large. A block that does not open or is not what its id says costs the peer its
-connection and is asked of another one. Serving reads people's files block by block, verifies and
-seals; SERVE_SIZE bytes or one block are in memory for each stream, however much the peer asks for.
+connected peers; of one like a block of this disk only what differs. To each peer go two block
+streams, one for small transfers, one for bulk, so that the small never wait behind the large. A
+block that is not what its id says costs the peer its connection and is asked of another one.
+Serving reads people's files block by block, verifies and seals; SERVE_SIZE bytes or one block are
+in memory for each stream, however much the peer asks for.
 """
 
 from __future__ import annotations
@@ -22,28 +22,22 @@ from crdt.deposit import sealed_hash, verify_deposit
 from crdt.errors import IntegrityError, PeerError
 from crdt.ids import BlockId, DeviceId, ItemId
 from crdt.roster_ops import Role
-from crdt.seal import EpochKey
 from crdt.slot import BlockRef
 from node.blocks.codec import epoch_of, open_block, seal_block
-from node.blocks.read import read_block
+from node.blocks.hashing import block_id
+from node.blocks.pieces import LENGTH_MIN
 from node.files.port import FileSystem
 from node.history.sealed import SealedBlocks
 from node.ports import Threads
 from node.sync.bell import Bell
 from node.sync.folder import Folder
+from node.sync.held import Held, seal_alike
+from node.sync.read_places import Place, read_plain, read_sealed
 from transport.fetch import Deliver, Effect, Fetcher, FetchStatistics, Request, priority_of
 from transport.fields import WANT_MAX
 from transport.frames import BLOCKS, FrameDecoder, encode
 from transport.link import Connection, LinkClosedError, Stream
-from transport.messages import (
-    Block,
-    Locate,
-    Located,
-    Message,
-    Missing,
-    OpenBlocks,
-    Want,
-)
+from transport.messages import Block, Locate, Located, Message, Missing, OpenBlocks, Pieces, Want
 from transport.relay_messages import Here
 from transport.supply import Supplier
 
@@ -55,21 +49,12 @@ SERVE_BLOCKS: Final = 64
 QUESTIONS_MAX: Final = 64  # `Locate`s that a peer may have outstanding on one stream
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a block should be: in this file of this item."""
-
-    item: ItemId
-    path: str
-    ref: BlockRef
-    offset: int
-
-
 @dataclass(slots=True)
 class _Awaited:
     """A block that is being fetched, and how many wait for it."""
 
     ref: BlockRef
+    held: Held | None = None  # of what it might be built, until that failed
     waiters: int = 0
     data: bytes | None = None
     arrived: trio.Event = field(default_factory=trio.Event)
@@ -111,15 +96,28 @@ class BlockExchange:
 
     # --- getting --------------------------------------------------------------------------------
 
-    async def block(self, ref: BlockRef, *, transfer_size: int) -> bytes:
+    async def block(
+        self, ref: BlockRef, *, transfer_size: int, like: BlockRef | None = None
+    ) -> bytes:
         """See `BlockSource`."""
         data = await self._from_disk(ref)
-        return data if data is not None else await self._fetch(ref, priority_of(transfer_size))
+        if data is not None:
+            return data
+        return await self._fetch(ref, priority_of(transfer_size), await self._hold(ref, like))
 
-    async def node(self, ref: BlockRef) -> bytes:
+    async def node(self, ref: BlockRef, *, like: BlockRef | None = None) -> bytes:
         """See `BlockSource`."""
         data = self._folder.locations.node(ref.block)
-        return data if data is not None else await self._fetch(ref, 0)
+        return data if data is not None else await self._fetch(ref, 0, await self._hold(ref, like))
+
+    async def _hold(self, ref: BlockRef, like: BlockRef | None) -> Held | None:
+        """The pieces of the block `like`, if it is here still."""
+        if like is None or ref.length < LENGTH_MIN:
+            return None
+        data = self._folder.locations.node(like.block) or await self._from_disk(like)
+        if data is None:
+            return None
+        return await self._threads.run(Held.of, self._folder.block_key, data, ref.length)
 
     async def _from_disk(self, ref: BlockRef) -> bytes | None:
         for place in self._folder.locations.find(ref.block):
@@ -127,7 +125,7 @@ class BlockExchange:
             if path is None or place.length != ref.length:
                 continue
             key = self._folder.block_key
-            data = await self._threads.run(_read, self._fs, path, key, ref, place.offset)
+            data = await self._threads.run(read_plain, self._fs, path, key, ref, place.offset)
             if data is not None:
                 return data
             self.on_mismatch(place.item)
@@ -175,10 +173,10 @@ class BlockExchange:
             pass  # what is wrong with the connection shows where it is served
         return held
 
-    async def _fetch(self, ref: BlockRef, priority: int) -> bytes:
+    async def _fetch(self, ref: BlockRef, priority: int, held: Held | None = None) -> bytes:
         awaited = self._awaited.get(ref.block)
         if awaited is None:
-            awaited = self._awaited[ref.block] = _Awaited(ref)
+            awaited = self._awaited[ref.block] = _Awaited(ref, held)
         awaited.waiters += 1
         self._fetcher.want(ref.block, ref.length, priority)
         self._changed.ring()
@@ -253,6 +251,12 @@ class BlockExchange:
                 self._carry(effects)
                 if effects and effects[0] == Deliver(block):
                     self._deliver(peer, message)
+            case Pieces(request=request, block=block):
+                size = len(message.sealed)
+                effects = self._fetcher.received(peer, request, block, size, now=now)
+                self._carry(effects)
+                if effects and effects[0] == Deliver(block):
+                    self._build(peer, message, now)
             case Missing(request=request, blocks=blocks):
                 self._carry(self._fetcher.missing(peer, request, blocks, now=now))
             case Here(blocks=blocks):
@@ -271,10 +275,35 @@ class BlockExchange:
         except IntegrityError as error:
             self._pass_over(peer, message, awaited.ref.length, error)
             return
-        del self._awaited[block]
+        self._arrived(awaited, data)
+
+    def _arrived(self, awaited: _Awaited, data: bytes) -> None:
+        del self._awaited[awaited.ref.block]
         self.received_size += len(data)
         awaited.data = data
         awaited.arrived.set()
+
+    def _build(self, peer: DeviceId, message: Pieces, now: float) -> None:
+        """Make a block from pieces that are here and what the peer sent. One try only: whatever
+        went wrong, the block is then asked for whole.
+        """
+        awaited = self._awaited.get(message.block)
+        if awaited is None:
+            return
+        ref, held, awaited.held = awaited.ref, awaited.held, None
+        if held is None:  # we changed our mind meanwhile, or the peer plays with us
+            self._carry(self._fetcher.useless(peer, ref.block, ref.length, 0, now=now))
+            return
+        try:
+            data = held.build(self._folder.keys, ref, message.sealed)
+        except (IntegrityError, ValueError) as error:
+            self._fetcher.want(ref.block, ref.length, 0)
+            raise PeerError(f"sent pieces of a block that do not fit: {error}") from None
+        if block_id(self._folder.block_key, data) == ref.block:
+            self._arrived(awaited, data)
+        else:  # short hashes can meet by chance: that is nobody's fault
+            self._fetcher.want(ref.block, ref.length, 0)
+            self._changed.ring()
 
     def _pass_over(
         self, peer: DeviceId, message: Block, length: int, error: IntegrityError
@@ -303,8 +332,21 @@ class BlockExchange:
         for effect in effects:
             if isinstance(effect, Request):
                 outbox = self._outboxes[effect.peer, effect.urgent]
-                outbox.wants.append(effect.want)
+                outbox.wants += self._wants(effect.peer, effect.want)
                 outbox.posted.ring()
+
+    def _wants(self, peer: DeviceId, want: Want) -> list[Want]:
+        """The same, with what we hold of blocks that might be built; a relay cannot do that."""
+        if self._folder.roster.role(peer) is Role.RELAY:
+            return [want]
+        held = {
+            block: awaited.held.hashes
+            for block in want.blocks
+            if (awaited := self._awaited.get(block)) is not None and awaited.held is not None
+        }
+        wants = [Want(want.request, (block,), hashes) for block, hashes in held.items()]
+        whole = tuple(block for block in want.blocks if block not in held)
+        return [*wants, Want(want.request, whole)] if whole else wants
 
     # --- serving --------------------------------------------------------------------------------
 
@@ -328,7 +370,7 @@ class BlockExchange:
                 while questions:
                     await stream.send_all(encode(self._locate(questions.popleft())))
                 while owed := supplier.first(SERVE_BLOCKS):
-                    answers = await self._answers(peer, owed)
+                    answers = await self._answers(peer, owed, supplier.held())
                     await stream.send_all(b"".join(map(encode, answers)))
                     supplier.answered(len(answers))
                 seen = await asked.wait_past(seen)
@@ -345,12 +387,18 @@ class BlockExchange:
             or locations.node(block) is not None
         )
 
-    async def _answers(self, peer: DeviceId, owed: Sequence[tuple[int, BlockId]]) -> list[Message]:
-        """The answers to the first few, as many as are small enough for one visit to a thread."""
+    async def _answers(
+        self, peer: DeviceId, owed: Sequence[tuple[int, BlockId]], held: bytes
+    ) -> list[Message]:
+        """The answers to the first few, as many as are small enough for one visit to a thread. Of
+        a single one, `held` may say what the peer might build it of.
+        """
         role = self._folder.roster.role(peer)
         if role is None or not role.reads:
             return [Missing(request, (block,)) for request, block in owed]
-        places: dict[BlockId, _Place] = {}
+        if held and (answer := await self._pieces(*owed[0], held)) is not None:
+            return [answer]
+        places: dict[BlockId, Place] = {}
         size = 0
         for count, (_, block) in enumerate(owed):
             place = next(self._places(block), None)
@@ -370,14 +418,14 @@ class BlockExchange:
             )
         return answers
 
-    def _places(self, block: BlockId) -> Iterator[_Place]:
+    def _places(self, block: BlockId) -> Iterator[Place]:
         """The files that hold a block, by the index."""
         for at in self._folder.locations.find(block):
             path = self._folder.disk.path(at.item)
             if path is not None:
-                yield _Place(at.item, path, BlockRef(block, at.length), at.offset)
+                yield Place(at.item, path, BlockRef(block, at.length), at.offset)
 
-    async def _read_sealed(self, places: list[_Place]) -> dict[BlockId, bytes]:
+    async def _read_sealed(self, places: list[Place]) -> dict[BlockId, bytes]:
         """The blocks that are where they should be, verified, and sealed under the newest key."""
         folder = self._folder
         if folder.keys.current is None or not places:
@@ -385,7 +433,7 @@ class BlockExchange:
         key = folder.keys.epoch(folder.keys.current)
         nonces = [folder.random.bytes(24) for _ in places]
         sealed = await self._threads.run(
-            _read_sealed, self._fs, folder.block_key, places, key, nonces
+            read_sealed, self._fs, folder.block_key, places, key, nonces
         )
         found: dict[BlockId, bytes] = {}
         for place, data in zip(places, sealed, strict=True):
@@ -394,6 +442,21 @@ class BlockExchange:
             else:
                 found[place.ref.block] = data
         return found
+
+    async def _pieces(self, request: int, block: BlockId, held: bytes) -> Message | None:
+        """The block for somebody who holds something like it; None as for `sealed`."""
+        folder = self._folder
+        data = folder.locations.node(block)
+        if data is None:
+            length = next((at.length for at in folder.locations.find(block)), 0)
+            data = await self._from_disk(BlockRef(block, length))
+        if data is None or folder.keys.current is None:
+            return None
+        key, nonce = folder.keys.epoch(folder.keys.current), folder.random.bytes(24)
+        how, sealed = await self._threads.run(
+            seal_alike, key, folder.block_key, block, data, held, nonce
+        )
+        return how(request, block, sealed)
 
     async def sealed(self, block: BlockId) -> bytes | None:
         """A block of this disk, verified and sealed under the newest key; None if it is not here,
@@ -427,22 +490,3 @@ def _take_wants(supplier: Supplier, questions: deque[Locate], messages: Sequence
                 raise PeerError(f"asked more than {QUESTIONS_MAX} questions at once")
             case _:
                 raise PeerError(f"sent {type(message).__name__} where wants were expected")
-
-
-def _read(fs: FileSystem, path: str, key: bytes, ref: BlockRef, offset: int) -> bytes | None:
-    """The block's bytes out of a file, None if they are not there any more."""
-    try:
-        with fs.open_read(path) as handle:
-            return read_block(handle, key, ref, offset)
-    except OSError:
-        return None
-
-
-def _read_sealed(
-    fs: FileSystem, id_key: bytes, places: list[_Place], key: EpochKey, nonces: list[bytes]
-) -> list[bytes | None]:
-    sealed: list[bytes | None] = []
-    for place, nonce in zip(places, nonces, strict=True):
-        data = _read(fs, place.path, id_key, place.ref, place.offset)
-        sealed.append(None if data is None else seal_block(key, place.ref.block, data, nonce=nonce))
-    return sealed

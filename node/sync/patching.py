@@ -29,7 +29,15 @@ from node.files.port import FileSystem, Stat, StatKind, join
 from node.history.contents import content_of
 from node.index.disk_rows import DiskRow
 from node.ports import Threads
-from node.sync.assemble import PATCH_SIZE_MIN, Assembled, Base, Changes, part_path, patch_path
+from node.sync.assemble import (
+    PATCH_SIZE_MIN,
+    Assembled,
+    Base,
+    Changes,
+    Former,
+    part_path,
+    patch_path,
+)
 from node.sync.folder import Folder
 from node.sync.planner import UNSURE
 
@@ -79,6 +87,16 @@ class Patching:
         if path is None or path.startswith(OURS) or not _cover(blocks, row.size):
             return None
         return Base(path, row, blocks)
+
+    def former(self, item: ItemId) -> Former | None:
+        """The list of blocks that the item's file has; what is new may be like these."""
+        folder, row = self._folder, self._folder.disk.get(item)
+        if row is None or not row.profile:
+            return None
+        content = folder.tree.content_of_version(item, row.version)
+        if content is None or content.manifest is None:
+            return None
+        return Former(content.manifest, folder.locations.node)
 
     async def keep(self, item: ItemId, assembled: Assembled) -> bool:
         """Save what is about to be overwritten; False if it cannot be, so must not be.

@@ -132,7 +132,9 @@ class Box:
 
     # --- BlockSource ----------------------------------------------------------------------------
 
-    async def block(self, ref: BlockRef, *, transfer_size: int) -> bytes:
+    async def block(
+        self, ref: BlockRef, *, transfer_size: int, like: BlockRef | None = None
+    ) -> bytes:
         """From any disk that has it."""
         for box in (self, *self.others):
             for place in box.folder.locations.find(ref.block):
@@ -153,7 +155,7 @@ class Box:
                 return stored
         raise ShoalError("nobody has the block")
 
-    async def node(self, ref: BlockRef) -> bytes:
+    async def node(self, ref: BlockRef, *, like: BlockRef | None = None) -> bytes:
         """From any index that has it."""
         for box in (self, *self.others):
             data = box.folder.locations.node(ref.block)

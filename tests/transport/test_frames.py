@@ -16,7 +16,7 @@ from crdt.ids import BlockId, DeviceId, FolderId
 from crdt.roster_ops import Join as JoinOp
 from crdt.version_vector import COUNTER_MAX, DEVICES_MAX, EMPTY, VersionVector
 from transport.admission_messages import Pake, ThisFolder, WhichFolder, Whispered
-from transport.fields import SEALED_BLOCK_SIZE_MAX, WANT_MAX, VersionError
+from transport.fields import HELD_SIZE_MAX, SEALED_BLOCK_SIZE_MAX, WANT_MAX, VersionError
 from transport.frames import (
     ADMISSION,
     BLOCKS,
@@ -49,6 +49,7 @@ from transport.messages import (
     Message,
     Missing,
     OpenBlocks,
+    Pieces,
     Refused,
     Want,
     delta,
@@ -86,6 +87,7 @@ EXAMPLES: list[Message] = [
     Bye(1, "no member"),
     OpenBlocks(FOLDER),
     Want(3, BLOCK_IDS),
+    Pieces(3, BLOCK_IDS[0], b"sealed"),
     Block(3, BLOCK_IDS[0], b"sealed"),
     Missing(3, BLOCK_IDS),
     Locate(4, BLOCK_IDS),
@@ -249,6 +251,20 @@ def test_unknown_fields_are_ignored() -> None:
     assert FrameDecoder().feed(frame(Hello.type, body)) == [EXAMPLES[0]]
 
 
+def test_a_want_may_say_what_is_held() -> None:
+    want = Want(3, BLOCK_IDS[:1], b"held!")
+    assert decoder_for(want).feed(encode(want)) == [want]
+    plain = Want(3, BLOCK_IDS[:1])
+    assert "held" not in plain.to_wire()
+    for body in (
+        {**plain.to_wire(), "held": bytes(HELD_SIZE_MAX + 1)},
+        {**plain.to_wire(), "held": "text"},
+        {**Want(3, BLOCK_IDS).to_wire(), "held": b"of which?"},
+    ):
+        with pytest.raises(PeerError, match="malformed Want"):
+            decoder_for(plain).feed(frame(Want.type, pack(body)))
+
+
 def test_the_largest_messages_fit() -> None:
     devices = [DeviceId(i.to_bytes(32, "big")) for i in range(1, DEVICES_MAX + 1)]
     full = VersionVector(dict.fromkeys(devices, COUNTER_MAX))
@@ -258,6 +274,8 @@ def test_the_largest_messages_fit() -> None:
         Have(full, full, heads),
         Ack(full, full, heads, settled=2**32 - 1),
         Want(2**32 - 1, blocks),
+        Want(2**32 - 1, blocks[:1], bytes(HELD_SIZE_MAX)),
+        Pieces(2**32 - 1, blocks[0], bytes(SEALED_BLOCK_SIZE_MAX)),
         Missing(2**32 - 1, blocks),
         Locate(2**32 - 1, blocks),
         Located(2**32 - 1, blocks),
@@ -285,7 +303,10 @@ def test_values_refuse_what_must_not_be_sent() -> None:
         lambda: Want(1, ()),
         lambda: Want(1, (BLOCK_IDS[0], BLOCK_IDS[0])),
         lambda: Want(2**32, BLOCK_IDS),
+        lambda: Want(1, BLOCK_IDS, b"held!"),
+        lambda: Want(1, BLOCK_IDS[:1], bytes(HELD_SIZE_MAX + 1)),
         lambda: Block(1, BLOCK_IDS[0], b""),
+        lambda: Pieces(1, BLOCK_IDS[0], b""),
         lambda: Bye(-1, ""),
         lambda: Bye(1, "r" * 201),
     ):

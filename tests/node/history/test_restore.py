@@ -37,10 +37,12 @@ class BoxExchange:
     async def lacking(self, blocks: Sequence[BlockId]) -> set[BlockId]:
         return {one for one in blocks if not any(has(box, one) for box in self._box.others)}
 
-    async def block(self, ref: BlockRef, *, transfer_size: int) -> bytes:
+    async def block(
+        self, ref: BlockRef, *, transfer_size: int, like: BlockRef | None = None
+    ) -> bytes:
         return await self._box.block(ref, transfer_size=transfer_size)
 
-    async def node(self, ref: BlockRef) -> bytes:
+    async def node(self, ref: BlockRef, *, like: BlockRef | None = None) -> bytes:
         return await self._box.node(ref)
 
 

@@ -24,10 +24,12 @@ BLOCKS = [BlockRef(BlockId(bytes([n]) * 32), 200_000) for n in range(10)]
 class NobodyHasIt:
     """Fails the test when it is asked at all."""
 
-    async def block(self, ref: BlockRef, *, transfer_size: int) -> bytes:
+    async def block(
+        self, ref: BlockRef, *, transfer_size: int, like: BlockRef | None = None
+    ) -> bytes:
         raise AssertionError("asked for a block")
 
-    async def node(self, ref: BlockRef) -> bytes:
+    async def node(self, ref: BlockRef, *, like: BlockRef | None = None) -> bytes:
         raise AssertionError("asked for a node")
 
 

@@ -14,7 +14,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 .DEFAULT_GOAL := help
 .PHONY: help install up demo test test-impaired test-kills test-races test-editors test-fast simulate format lock clean
 .PHONY: test-crashes test-meetings power-cuts test-plans fuzz
-.PHONY: bench bench-quick relay-kills
+.PHONY: bench bench-quick bench-relay relay-kills test-relay-story
 .PHONY: check check-format check-lint check-types check-imports
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo 'make test-meetings    what people did at the same time, in every order of meeting'
 	@echo 'make power-cuts       a thousand power cuts on a real disk (root)'
 	@echo 'make test-editors     how editors, git and SQLite save, ten times as long as in `make test`'
+	@echo 'make test-relay-story a source tree and 300 MB through a relay, devices never awake together'
 	@echo 'make check            format, lint, types, imports, style, fast tests'
 	@echo 'make simulate         SEEDS=200 simulated worlds, or SEED=n: one, with its trace'
 	@echo 'make fuzz             hostile inputs for every decoder, SECONDS=60 of them'
@@ -35,6 +36,7 @@ help:
 	@echo 'make demo             two devices on this machine, a file going across'
 	@echo 'make bench            Shoal beside Syncthing, rsync and Unison (root; an hour)'
 	@echo 'make bench-quick      the same with less data (under 3 minutes)'
+	@echo 'make bench-relay      200 devices at one relay, each saving every 5 s (under 3 minutes)'
 	@echo 'make install          only install, into .venv'
 
 install: $(STAMP)
@@ -55,7 +57,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m simulations.demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q $(PARALLEL) -m 'not kills and not races and not impaired' $(TESTS)
+	$(BIN)/python -m pytest -q $(PARALLEL) -m 'not kills and not races and not impaired and not story' $(TESTS)
 
 test-impaired: $(STAMP)
 	$(BIN)/python -m pytest -q -m impaired $(TESTS)
@@ -65,6 +67,9 @@ test-kills: $(STAMP)
 
 relay-kills: $(STAMP)
 	SHOAL_RELAY_KILLS=100 $(BIN)/python -m pytest -q -s --timeout 3600 $(TESTS) tests/integration/test_relay_kills.py
+
+test-relay-story: $(STAMP)
+	$(BIN)/python -m pytest -q -s -m story $(TESTS) tests/integration/test_relay_story.py
 
 test-races: $(STAMP)
 	$(BIN)/python -m pytest -q -m races $(TESTS)
@@ -100,6 +105,9 @@ bench: $(STAMP)
 bench-quick: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock
 	$(BIN)/python -m benchmarks --scale 20 --quick
+
+bench-relay: $(STAMP)
+	$(BIN)/python -m benchmarks.relay_load
 
 check: check-format check-lint check-types check-imports test-fast
 

@@ -424,6 +424,7 @@ async def test_a_relay_without_the_roster_turns_members_away_for_a_while(
         await relay.storage.host(world.folder, anna.identity.device)
     async with relay.awake(), ben.awake():
         await ben.until(lambda: "does not serve this folder" in ben.warnings)
+        assert relay.relay.counters.unknown_folders_total
         async with anna.awake():
             await anna.held_by(2)
             ben.write("by ben.txt", b"ben")

@@ -448,8 +448,8 @@ class BlockExchange:
         folder = self._folder
         data = folder.locations.node(block)
         if data is None:
-            length = next((at.length for at in folder.locations.find(block)), 0)
-            data = await self._from_disk(BlockRef(block, length))
+            place = next(self._places(block), None)  # none: only history holds it, or nobody here
+            data = None if place is None else await self._from_disk(place.ref)
         if data is None or folder.keys.current is None:
             return None
         key, nonce = folder.keys.epoch(folder.keys.current), folder.random.bytes(24)

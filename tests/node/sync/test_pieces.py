@@ -272,3 +272,16 @@ async def test_a_reader_that_was_removed_gets_no_pieces(autojump_clock: Any) -> 
         nobody = type(ben.identity.device)(b"\x07" * 32)
         assert isinstance((await answers(nobody, [(1, block)], b"abcde"))[0], Missing)
         assert isinstance((await answers(ben.identity.device, [(1, block)], b"abcde"))[0], Block)
+
+
+async def test_a_block_that_no_file_holds_any_more_is_missing_and_no_bug(
+    autojump_clock: Any,
+) -> None:
+    # Found by a simulated world: the file was edited again between the question and the want.
+    world = World(2)
+    anna, ben = world.members
+    async with anna.awake(), ben.awake(anna.address):
+        gone = BlockId(b"g" * BlockId.size)
+        ours = ben.engine.folder.identity.device
+        answers = await anna.engine.blocks._answers(ours, [(1, gone)], bytes(2 * HASH_SIZE))
+        assert answers == [Missing(1, (gone,))]

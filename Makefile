@@ -13,7 +13,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install up demo test test-impaired test-kills test-races test-editors test-fast simulate format lock clean
-.PHONY: test-crashes test-meetings power-cuts test-plans fuzz
+.PHONY: test-crashes test-meetings power-cuts test-plans fuzz story
 .PHONY: bench bench-quick bench-relay relay-kills test-relay-story
 .PHONY: check check-format check-lint check-types check-imports
 
@@ -22,6 +22,7 @@ help:
 	@echo 'make test             run all tests but the long one'
 	@echo 'make test-kills       50 times kill -9, in the middle of everything'
 	@echo 'make relay-kills      100 times kill -9 of a relay, and of its storage alone'
+	@echo 'make story            two people and five devices, as the guide tells it'
 	@echo 'make test-impaired    real nodes over a network that loses every third datagram'
 	@echo 'make test-races       a person who saves, at every moment of a sync'
 	@echo 'make test-crashes     a process that stops twice, at every pair of operations'
@@ -61,6 +62,9 @@ test: $(STAMP)
 
 test-impaired: $(STAMP)
 	$(BIN)/python -m pytest -q -m impaired $(TESTS)
+
+story: $(STAMP)
+	SHOAL_STORY=/dev/stdout $(BIN)/python -m pytest -q -s -m story tests/integration/test_story.py
 
 test-kills: $(STAMP)
 	$(BIN)/python -m pytest -q -m kills $(TESTS)

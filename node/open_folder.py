@@ -31,6 +31,7 @@ from node.history.settings import load_policy
 from node.home import FolderConfig, Home
 from node.index.damage import DamagedIndexError
 from node.index.database import Database, move_aside, open_database
+from node.index.place import is_copy, note_place
 from node.ports import Clock, Random, Threads
 from node.sync.connections import Connections
 from node.sync.engine import FolderEngine
@@ -41,6 +42,12 @@ from transport.identity import Identity
 
 logger = logging.getLogger("shoal.open")
 
+COPIED: Final = (
+    "this device's home is a copy: restored from a backup, cloned, or moved. What this device "
+    "wrote since is asked for first, so nothing is written until another device is connected; "
+    "nothing is lost. If the original still runs elsewhere, stop it: two copies of one device get "
+    "in each other's way."
+)
 SALVAGE_BATCH: Final = 64  # entries taken over from a damaged index at once
 
 
@@ -68,10 +75,14 @@ class OpenFolder:
     engine: FolderEngine
     database: Database
     fs: DiskFileSystem
+    index: Path
 
     def close(self) -> None:
         """Close index and root; the services have ended."""
         self.engine.base_texts.close()
+        if not self.engine.awaits_own_log:
+            with contextlib.suppress(OSError, sqlite3.Error):  # asked again at the next start
+                note_place(self.database, self.index)
         self.database.close()
         self.fs.close()
 
@@ -209,9 +220,14 @@ def _open(
             rebuilt=rebuilt,
             cache=home.directory(config.folder) / "texts.sqlite",
         )
+        if is_copy(database, path) and len(engine.folder.roster.members) > 1:
+            engine.warn("", COPIED)
+            engine.await_own_log()
+        else:
+            note_place(database, path)
         engine.history.policy = load_policy(home.directory(config.folder))
         stack.pop_all()  # the caller closes them
-    return OpenFolder(config, engine, database, fs)
+    return OpenFolder(config, engine, database, fs, path)
 
 
 def wire_folder(
@@ -278,7 +294,7 @@ async def start_folder(
     def roster_changed() -> None:
         save_roster(engine.folder.roster_entries)
         connections.roster_changed()
-        if tend_keys(engine.folder, connections.addresses):
+        if not engine.awaits_own_log and tend_keys(engine.folder, connections.addresses):
             roster_changed()
 
     engine.on_roster = roster_changed

@@ -311,6 +311,11 @@ class PeopleApi:
                 f"this device has not received all about the folder's members yet; {NOTHING}. Try "
                 "again once another device is connected."
             )
+        if engine.awaits_own_log:
+            raise CallerError(
+                "this device waits for another one to return what it had written before; "
+                f"{NOTHING}. Try again once another device is connected."
+            )
         engine.folder.commit_roster(ops)
         engine.roster_changed()
 

@@ -74,7 +74,7 @@ class Needs:
 class FolderEngine:
     """Runs one folder."""
 
-    _awaits_own_log = False
+    awaits_own_log = False
     _removed: str | None = None  # why we stopped, if it was that
 
     def __init__(
@@ -279,7 +279,7 @@ class FolderEngine:
         """The index was lost with our own log: write nothing until a peer has told what it has of
         it, or we would sign two entries with one number.
         """
-        self._awaits_own_log = True
+        self.awaits_own_log = True
         self.warn("", "waiting for another device to return what this one had written before")
 
     def set_paused(self, paused: bool) -> None:
@@ -292,11 +292,11 @@ class FolderEngine:
 
     def allowed(self) -> bool:
         """False while the folder is paused or stopped: then nothing is scanned or applied."""
-        if self._awaits_own_log:
+        if self.awaits_own_log:
             own, have = self.folder.identity.device, self.folder.have
             told = [peer.have[own] for peer in self.peers.values() if peer.connected]
-            self._awaits_own_log = not any(have.covers(own, seq) for seq in told)
-        return self.stopped is None and not self.paused and not self._awaits_own_log
+            self.awaits_own_log = not any(have.covers(own, seq) for seq in told)
+        return self.stopped is None and not self.paused and not self.awaits_own_log
 
     async def root_is_ours(self) -> bool:
         """Ask the disk whether the folder is still the one we know; stop if it is not."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from crdt import acceptance
 from crdt.entry import Entry, EntryKind
@@ -22,6 +23,31 @@ from node.sync.effects import read_entry, settle_effects, written_ms
 from node.sync.folder import Folder
 
 logger = logging.getLogger("shoal.intake")
+
+
+RESTORED: Final = (
+    "this device had written more than it knew: its home was restored from an old backup, or "
+    "copied. What it lacked came back from another device; nothing is lost. If a copy of this "
+    "device runs elsewhere, stop one of the two."
+)
+
+
+def fork_words(folder: Folder, device: DeviceId) -> str:
+    """What to tell people when a device has signed two entries for one place in its log."""
+    if device == folder.identity.device:
+        return (
+            "another copy of this device writes under its key (a fork): its home was copied, or "
+            "restored from an old backup. No file is lost, but what is changed here may reach "
+            "nobody any more. Stop one of the two. Here, join again with another home (--home) and "
+            "a copy of the files, and let an owner remove this device."
+        )
+    return (
+        f"{folder.name_of(device)} ({device.short}) has signed two different entries for one place "
+        "in its log (a fork): two copies of that device run, or it was restored from an old "
+        "backup. No file is lost, but what one of them changes stays on its disk. There, join "
+        "again with another home (--home) and a copy of the files; then "
+        f"`shoal remove {device.short}`."
+    )
 
 
 @dataclass(slots=True)
@@ -117,9 +143,9 @@ class Intake:
         """
         position = self._folder.log.position(entry.header.device)
         if entry.header.seq != position.seq + 1 or entry.header.prev_hash != position.head:
-            result.warnings.append("an entry of our own came back out of order")
+            result.warnings.append("entries of our own came back out of order; they come again")
             return False
-        result.warnings.append(f"took back our own entry {entry.header.seq}: an old index was used")
+        result.warnings.append(RESTORED)
         self._store(entry, result, writes)
         return True
 

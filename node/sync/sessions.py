@@ -22,6 +22,7 @@ from node.sync.bell import Bell
 from node.sync.depositor import Depositor
 from node.sync.dropper import Dropper
 from node.sync.engine import FolderEngine
+from node.sync.intake import fork_words
 from transport.frames import CONTROL, FrameDecoder, encode
 from transport.keeps import Keeps
 from transport.link import Connection, LinkClosedError, Stream
@@ -246,9 +247,8 @@ class _Control:
                     name = self._session.peer.name if self._session.peer else ""
                     self._engine.set_peer(self._connection.peer, name, have, complete)
                 case Diverged(device=device, seq=seq):
-                    self._engine.warn(
-                        "", f"device {device.short} has signed two different entries {seq}: a fork"
-                    )
+                    logger.warning("%s has two entries %d", device.short, seq)
+                    self._engine.warn("", fork_words(self._folder, device))
                 case Ended(code=code, reason=reason):
                     logger.info("%s ended: %s %s", self._connection.peer.short, code, reason)
                     if self._folder.roster.role(self._connection.peer) is Role.RELAY:
@@ -260,8 +260,7 @@ class _Control:
         for warning in received.warnings:
             engine.warn("", warning)
         for fork in received.forks:
-            who = fork.entry.header.device.short
-            engine.warn("", f"device {who} has signed two different entries: its log forked")
+            engine.warn("", fork_words(self._folder, fork.entry.header.device))
         if received.roster_changed:
             engine.roster_changed()
         return self._session.advanced(*self._state(), settled=len(batch))

@@ -70,7 +70,7 @@ test-kills: $(STAMP)
 	$(BIN)/python -m pytest -q -m kills $(TESTS)
 
 relay-kills: $(STAMP)
-	SHOAL_RELAY_KILLS=100 $(BIN)/python -m pytest -q -s --timeout 3600 $(TESTS) tests/integration/test_relay_kills.py
+	SHOAL_RELAY_KILLS=100 $(BIN)/python -m pytest -q -s --timeout 3600 -o faulthandler_timeout=0 $(TESTS) tests/integration/test_relay_kills.py
 
 test-relay-story: $(STAMP)
 	$(BIN)/python -m pytest -q -s -m story $(TESTS) tests/integration/test_relay_story.py

@@ -1,6 +1,7 @@
-"""`kill -9` of a relay, of its storage alone and among members, and a disk that is full.
+"""`kill -9` of a relay: of its storage alone, and among members.
 
-A few kills in `make test`; a hundred of each with `make relay-kills`.
+A few kills of the storage in `make test`, of whole relays in `make test-kills`; a hundred each with
+`make relay-kills`.
 """
 
 from __future__ import annotations
@@ -134,6 +135,7 @@ def edits(chance: random.Random, device: Device, number: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.kills
 def test_a_relay_that_is_killed_between_members(tmp_path: Path) -> None:
     """Uploads and downloads go on all the time. The members are restarted with the relay, since
     they would notice only after 20 s that it is another one.

@@ -13,7 +13,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install up demo test test-impaired test-kills test-races test-editors test-fast simulate format lock clean
-.PHONY: test-crashes test-meetings power-cuts test-plans fuzz story
+.PHONY: test-crashes test-meetings power-cuts test-plans fuzz mutants story
 .PHONY: bench bench-quick bench-relay relay-kills test-relay-story
 .PHONY: check check-format check-lint check-types check-imports
 
@@ -32,6 +32,7 @@ help:
 	@echo 'make test-relay-story a source tree and 300 MB through a relay, devices never awake together'
 	@echo 'make check            format, lint, types, imports, style, fast tests'
 	@echo 'make simulate         SEEDS=200 simulated worlds, or SEED=n: one, with its trace'
+	@echo 'make mutants          plant faults in the program, and see the simulation find each'
 	@echo 'make fuzz             hostile inputs for every decoder, SECONDS=60 of them'
 	@echo 'make test-plans       random trees and histories, planned and carried out, SECONDS=60 of them'
 	@echo 'make demo             two devices on this machine, a file going across'
@@ -92,6 +93,9 @@ test-editors: $(STAMP)
 
 simulate: $(STAMP)
 	@$(BIN)/python -m simulations $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200))
+
+mutants: $(STAMP)
+	@nice $(BIN)/python -m simulations.hunt $(if $(SEEDS),--seeds $(SEEDS))
 
 fuzz: $(STAMP)
 	@$(BIN)/python -m tests.fuzz $(or $(SECONDS),60) $(SEED)

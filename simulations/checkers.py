@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from simulations.device import Device
+from simulations.forger import Outsiders, taken
 from simulations.ledger import Ledger, Version
 from simulations.people import Content, Person
 
@@ -83,6 +84,14 @@ def check(devices: Sequence[Device], people: Sequence[Person], ledger: Ledger) -
         )
     for line in ledger.wrong(visible):
         raise PromiseError("returned", line)
+
+
+def check_acceptance(devices: Sequence[Device], outsiders: Outsiders) -> None:
+    """Raise `PromiseError` if somebody would take an entry that nobody may take."""
+    for device, other in zip(devices, [*devices[1:], devices[0]], strict=True):
+        if device.engine is not None:
+            for what in taken(device.engine.folder, other.identity, outsiders):
+                raise PromiseError("forged", f"{device} would take {what}")
 
 
 def _differ(one: Device, other: Device, left: dict[str, Content], right: dict[str, Content]) -> str:

@@ -21,7 +21,8 @@ import blake3
 import trio
 import trio.testing
 
-from crdt.roster_make import genesis_ops, share_ops
+from crdt.entry import START
+from crdt.roster_make import genesis_ops, removal_ops, share_ops
 from crdt.roster_ops import Add, Role
 from node.index.database import open_database
 from node.sync.folder import Folder
@@ -30,9 +31,11 @@ from simulations.checkers import PromiseError
 from simulations.clock import SimClock, SimRandom
 from simulations.device import Device
 from simulations.disk import KINDS, Armed, EndlessError, Interruption
+from simulations.forger import Outsiders
 from simulations.ledger import Ledger
 from simulations.people import Person
 from simulations.script import Script, Step
+from transport.identity import Identity
 from transport.memory import MemoryNetwork
 
 SETTLE_S: Final = 600.0  # back-off of dials and of what waits is a minute at most each
@@ -94,7 +97,7 @@ class World:
             Device(number, self.script.seed, spec, self.network, self.note)
             for number, spec in enumerate(self.script.devices)
         ]
-        _found(self.script.seed, self.devices)
+        self.outsiders = _found(self.script.seed, self.devices)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self.people = [
@@ -118,6 +121,7 @@ class World:
         missing = checkers.missing(self.people, self.ledger)
         self.counts["bytes lost"] += sum(len(version.data) for version in missing)
         checkers.check(self.devices, self.people, self.ledger)
+        checkers.check_acceptance(self.devices, self.outsiders)
 
     # --- steps ----------------------------------------------------------------------------------
 
@@ -251,8 +255,8 @@ class World:
         self.note(f"settled after {trio.current_time() - began:.1f} s")
 
 
-def _found(seed: int, devices: list[Device]) -> None:
-    """Make all devices members of a new folder."""
+def _found(seed: int, devices: list[Device]) -> Outsiders:
+    """Make all devices members of a new folder; returns who else has to do with it."""
     owner, chance = devices[0], SimRandom(f"folder {seed}")
     folder, ops = genesis_ops(
         owner.identity.device,
@@ -271,9 +275,28 @@ def _found(seed: int, devices: list[Device]) -> None:
     made.commit_roster(ops)
     others = [device.identity.device for device in devices[1:]]
     made.commit_roster([Add(one, Role.EDITOR, f"D{n}") for n, one in enumerate(others, 1)])
+    outsiders = Outsiders(*(Identity.from_seed(chance.bytes(32)) for _ in range(3)))
+    made.commit_roster(
+        [
+            Add(outsiders.reader.device, Role.READER, "reader"),
+            Add(outsiders.removed.device, Role.EDITOR, "removed"),
+        ]
+    )
     made.commit_roster(share_ops(made.roster, made.keys, others, seed=chance.bytes(32)))
+    made.commit_roster(
+        removal_ops(
+            made.roster,
+            made.keys,
+            outsiders.removed.device,
+            position=START,
+            epoch_secret=chance.bytes(32),
+            seed=chance.bytes(32),
+            now_s=0.0,
+        )
+    )
     for device in devices:
         device.join(folder, made.roster_entries)
+    return outsiders
 
 
 def run_script(script: Script) -> Result:

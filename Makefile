@@ -8,8 +8,10 @@ STAMP := .venv/installed
 # Not every shell expands a tilde after `DIR=`.
 FOLDER := $(patsubst ~/%,$(HOME)/%,$(DIR))
 
-# Tests run beside each other, one process a core; idle ones take over what busy ones have not begun.
-PARALLEL := -n auto --maxprocesses 4 --dist worksteal
+# Tests run beside each other, one process more than there are cores, as many of them wait for disks;
+# idle ones take over what busy ones have not begun.
+CORES := $(shell getconf _NPROCESSORS_ONLN || echo 2)
+PARALLEL := -n $(shell echo $$(($(CORES) + 1))) --maxprocesses 5 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install up demo test test-impaired test-kills test-races test-editors test-fast simulate format lock clean

@@ -15,7 +15,7 @@ from node.control.client import ControlClient
 from node.control.errors import ForwardedError
 from node.control.shapes import to_json
 from tests.support.processes import Device, two_members
-from tests.support.trees import snapshot, wait_until_equal
+from tests.support.trees import snapshot, wait_for, wait_until_equal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -223,8 +223,7 @@ def test_what_only_a_device_that_is_away_has(pair: tuple[Device, Device]) -> Non
     assert "no device that is connected" in done.stderr
     assert (anna.directory / "away/f").read_bytes() == b"second"
     ben.up()
-    anna.wait(devices=2)
-    assert [one["available"] for one in history(anna, "away/f")] == [True, True]
+    wait_for(lambda: [one["available"] for one in history(anna, "away/f")] == [True, True])
     restore(anna, "away/f")
     assert (anna.directory / "away/f").read_bytes() == only_once
 

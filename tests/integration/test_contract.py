@@ -203,7 +203,7 @@ def test_a_signal_stops_a_node_cleanly(tmp_path: Path, number: signal.Signals) -
         done = anna.run("status", check=False)
         assert done.returncode == NOT_RUNNING
         anna.up()
-        assert anna.folder()["files"] == 1
+        wait_for(lambda: anna.folder()["files"] == 1)
 
 
 def test_a_signal_stops_a_connected_node_cleanly(tmp_path: Path) -> None:

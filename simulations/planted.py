@@ -65,12 +65,13 @@ FAULTS: Final = (
             ),
             Change(
                 SCAN,
-                "            return is_gone(error)\n        return stat.inode",
-                "            return True\n        return stat.inode",
+                "            return is_gone(error)\n",
+                "            return True\n",
             ),
             Change(
                 SCAN,
-                "        return stat.inode != row.inode or int(stat.kind) != int(row.kind)\n",
+                "        if stat.inode == row.inode and int(stat.kind) == int(row.kind):\n"
+                "            return False\n",
                 "        return True\n",
             ),
         ),
@@ -92,8 +93,8 @@ FAULTS: Final = (
         (
             Change(
                 SCAN,
-                "                    if await self._is_gone(row):\n",
-                "                    if row:\n",
+                "if await self._is_gone(row, replaced=(row.parent, row.name) in taken):\n",
+                "if row:\n",
             ),
         ),
     ),

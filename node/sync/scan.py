@@ -376,7 +376,7 @@ class Scan:
             async with self._lock:
                 deleted: list[Observed] = []
                 for row in gone:
-                    if await self._is_gone(row):
+                    if await self._is_gone(row, replaced=(row.parent, row.name) in taken):
                         deleted += [Deleted(below) for below in self._below(row)]
                 # Deletions first: a newcomer robs the old item of its name, which the deleter has
                 # not seen.
@@ -428,8 +428,11 @@ class Scan:
         await self._commit(last=True)
         return self.report
 
-    async def _is_gone(self, row: DiskRow) -> bool:
-        """Ask once more: a listing may miss what is renamed meanwhile."""
+    async def _is_gone(self, row: DiskRow, *, replaced: bool) -> bool:
+        """Ask once more: a listing may miss what is renamed meanwhile.
+
+        Args: `replaced` says that something else was found at its place.
+        """
         disk = self._folder.disk
         now = disk.get(disk.heir(row.item))
         if now is not None and (now.parent, now.name) != (disk.heir(row.parent), row.name):
@@ -442,7 +445,12 @@ class Scan:
             stat = await self._threads.run(lstat_exactly, self._fs, path, self._fold)
         except OSError as error:
             return is_gone(error)
-        return stat.inode != row.inode or int(stat.kind) != int(row.kind)
+        if stat.inode == row.inode and int(stat.kind) == int(row.kind):
+            return False
+        if replaced or int(stat.kind) != int(row.kind):
+            return True
+        self.report.retry.add(path)  # it was away for a moment only: this is an edit of it
+        return False
 
     def _below(self, top: DiskRow) -> Iterator[DiskRow]:
         """`top` and what lay below it, but for what was found elsewhere in this run."""

@@ -212,6 +212,34 @@ async def test_what_moves_and_is_replaced_within_one_scan_run_is_one_item() -> N
     assert a.tree() == b.tree() == {"g": b"second"}
 
 
+@pytest.mark.parametrize("edited_before", [False, True])
+async def test_what_is_away_for_a_moment_within_one_scan_run_is_not_deleted(
+    edited_before: bool,
+) -> None:
+    # Found by `sed -i.bak`: what was seen edited was deleted in the same entry, as it had not been
+    # there at another look.
+    a, b = boxes(2)
+    a.fs.write_file("f", b"first")
+    await settle_all(a, b)
+    scan = a.make_scan()
+    if edited_before:
+        a.fs.write_file("new", b"second")
+        a.fs.replace("new", "f")
+        await scan.paths(["f"])
+    a.fs.rename("f", "f.bak")
+    await scan.paths(["f"])
+    a.fs.write_file("new", b"third")
+    a.fs.rename("new", "f")
+    if not edited_before:
+        await scan.paths(["f"])
+    report = await scan.finish()
+    a.dirty += [*report.retry, "f", "f.bak"]
+    await settle_all(a, b)
+    assert a.tree() == b.tree()
+    assert b.tree()["f"] == b"third"
+    assert b.tree()["f.bak"] == (b"second" if edited_before else b"first")
+
+
 async def test_what_becomes_a_directory_within_one_scan_run_is_gone() -> None:
     # Found by two real devices: the applier came between the newcomer and the deletion.
     a, b = boxes(2)

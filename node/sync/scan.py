@@ -447,7 +447,7 @@ class Scan:
             return is_gone(error)
         if stat.inode == row.inode and int(stat.kind) == int(row.kind):
             return False
-        if replaced or int(stat.kind) != int(row.kind):
+        if replaced or row.kind is Kind.DIRECTORY or int(stat.kind) != int(row.kind):
             return True
         self.report.retry.add(path)  # it was away for a moment only: this is an edit of it
         return False
